@@ -1,0 +1,1 @@
+"""The dataset layer: LeRobotDataset v3 reading and writing, importers, frame cache, windows, statistics."""

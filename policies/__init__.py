@@ -1,0 +1,1 @@
+"""Policies: prts (the method), bc (the baseline), reference (replay, random, zero)."""

@@ -1,0 +1,1 @@
+"""Simulator environments, the scripted expert, perturbations."""

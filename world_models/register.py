@@ -1,0 +1,9 @@
+"""What world_models adds to the registry: allowed `_target_` paths and config dataclasses."""
+
+from __future__ import annotations
+
+from embodied.registry import Registry
+
+
+def register(registry: Registry) -> None:
+    registry.target()
