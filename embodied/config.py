@@ -55,7 +55,7 @@ def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     keys = sorted(set(_known_keys(name)))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if key in keys or key.rpartition(".")[0] in keys and _is_open(name, key):
+        if key in keys or (key.rpartition(".")[0] in keys and _is_open(name, key)):
             continue
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(keys[:30])}"

@@ -19,14 +19,20 @@ GROUP = "embodied.configs"
 
 
 class Registry:
-    """Allowed `_target_` paths, and the structured configs that go with them."""
+    """Allowed `_target_` paths, the structured configs that go with them, and the doctor's checks."""
 
     def __init__(self) -> None:
         self.targets: set[str] = set()
+        self.checks: list[str] = []
 
     def target(self, *paths: str) -> None:
         """Allows dotted paths such as "sim.make.make_env" as `_target_`."""
         self.targets.update(paths)
+
+    def check(self, *paths: str) -> None:
+        """Adds functions that yield `embodied doctor` checks."""
+        self.targets.update(paths)
+        self.checks.extend(paths)
 
     def schema(self, group: str | None, name: str, node: type) -> None:
         """Stores a config dataclass that YAML files of the group can name in their defaults list."""

@@ -1,7 +1,7 @@
 """`embodied COMMAND [hydra overrides]`: one small module a command, imported when it runs.
 
 A command module has a docstring (its help: the first line is shown in the list), `run(arguments: list[str]) -> int`,
-and, when it has settings, `register(registry)` for its config dataclass. Positional paths only for compare, value, data.
+and, when it has settings, `register(registry)` for its config dataclass. Positional paths: only compare, value, data.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
-COMMANDS = {name: f"embodied.cli.{name.replace('-', '_')}" for name in ()}
+NAMES = (
+    "doctor",
+)  # fmt: skip
+COMMANDS = {name: f"embodied.cli.{name.replace('-', '_')}" for name in NAMES}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return importlib.import_module(COMMANDS[name]).run(rest)
     except (ValueError, FileNotFoundError) as error:
-        print(f"embodied {name}: {error}", file=sys.stderr)
+        if os.environ.get("EMBODIED_DEBUG"):
+            raise
+        print(f"embodied {name}: {error}\n(EMBODIED_DEBUG=1 shows where)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nembodied {name}: interrupted; run the same command again to go on", file=sys.stderr)
