@@ -6,4 +6,4 @@ from embodied.registry import Registry
 
 
 def register(registry: Registry) -> None:
-    registry.target()
+    registry.target("sim.make.make_env")
