@@ -7,3 +7,4 @@ from embodied.registry import Registry
 
 def register(registry: Registry) -> None:
     registry.target("sim.make.make_env")
+    registry.check("sim.doctor.checks")
