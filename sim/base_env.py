@@ -107,13 +107,7 @@ class BaseEnv(gymnasium.Env):
             seed = int(self.np_random.integers(2**31)) if snapshot is None else int(snapshot.get("seed", 0))
         self.instruction = options.get("instruction") or self.task.language
         self._hard_reset(seed)
-        self._place(options.get("init_state"), snapshot)
-        settle = options.get("settle_steps")
-        if settle is None:
-            settle = self.settle_steps if snapshot is None else int(snapshot.get("settle_steps", 0))
-        self._record_start(seed, settle)
-        for _ in range(settle):
-            self._advance(SETTLE_ACTION)
+        self._start_episode(seed, options.get("init_state"), snapshot, options.get("settle_steps"))
         self._steps = 0
         self._success = self.success()
         return self.observe(self.images == "always"), {"success": self._success, "seed": seed}
@@ -158,7 +152,7 @@ class BaseEnv(gymnasium.Env):
         return bool(self.robosuite_env._check_success())
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The start of this episode: `reset(options={"snapshot": ...})` and the same actions repeat it exactly, anywhere.
+        """The start of this episode: `reset(options={"snapshot": ...})` and the same actions repeat it exactly.
 
         Keys: init (time, qpos, qvel before settling), body_pos and body_quat (fixtures), warmstart, seed, settle_steps.
         """
@@ -231,11 +225,27 @@ class BaseEnv(gymnasium.Env):
                         ) from error
         self._stepper = Stepper(self._inner)
 
-    def _place(self, init_state: int | None, snapshot: Mapping[str, np.ndarray] | None) -> None:
-        if snapshot is not None:
-            self._set_state(np.asarray(snapshot["init"]), snapshot)
-        elif init_state is not None:
+    def _start_episode(
+        self, seed: int, init_state: int | None, snapshot: Mapping[str, np.ndarray] | None, settle: int | None
+    ) -> None:
+        """Initial state and settling. A snapshot that does not name its settling was taken after it: there the settling
+        comes first, for the memory that controller and gripper keep, and then the state."""
+        if settle is None:
+            settle = self.settle_steps
+            if snapshot is not None and "settle_steps" in snapshot:
+                settle = int(snapshot["settle_steps"])
+        settled = snapshot is not None and "settle_steps" not in snapshot
+        if init_state is not None:
             self._set_state(self._stored_init_state(init_state), {})
+        elif snapshot is not None and not settled:
+            self._set_state(np.asarray(snapshot["init"]), snapshot)
+        self._record_start(seed, settle)
+        for _ in range(settle):
+            self._advance(SETTLE_ACTION)
+        if snapshot is not None and settled:
+            self._set_state(np.asarray(snapshot["init"]), snapshot)
+            self._record_start(seed, settle)
+            del self._start["settle_steps"]
 
     def _set_state(self, state: np.ndarray, fixtures: Mapping[str, np.ndarray]) -> None:
         sim = self._inner.sim

@@ -6,6 +6,7 @@ a hard reset. The state is put into a second `MjData`, so that physics never see
 
 from __future__ import annotations
 
+import atexit
 import threading
 from typing import Any
 
@@ -23,7 +24,13 @@ def _make_current() -> None:
         from robosuite.utils import binding_utils
 
         _CONTEXT.append(binding_utils.GLContext(max_width=640, max_height=480, device_id=-1))
+        atexit.register(_free_context)  # before the display is terminated, which was registered earlier
     _CONTEXT[0].make_current()
+
+
+def _free_context() -> None:
+    while _CONTEXT:
+        _CONTEXT.pop().free()
 
 
 class Renderer:

@@ -109,7 +109,8 @@ class Stepper:
 
     def _control(self, action: np.ndarray, new_goal: bool) -> None:
         """`SingleArm.control` without its record of recent values, which nothing reads."""
-        self._update_controller()
+        if self.controller.new_update:  # false in the first substep after a reset: stock steps on the reset's pose
+            self._update_controller()
         if new_goal:
             self.controller.set_goal(action[:6])
         torques = self.controller.run_controller()

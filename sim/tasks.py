@@ -77,6 +77,11 @@ def init_states(suite: str, index: int) -> np.ndarray:
     return states
 
 
+def count_init_states(suite: str, index: int) -> int:
+    """How many stored initial states a task has; 0 for robosuite's."""
+    return 0 if suite == ROBOSUITE else len(init_states(suite, index))
+
+
 @cache
 def _libero_map() -> dict[str, list[str]]:
     """hf-libero's own table of task names, read as data (importing it would import torch and ask questions)."""
