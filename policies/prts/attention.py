@@ -142,7 +142,7 @@ def role_attention(
 
 
 def prefix_mask(real_BK: Tensor, queries: int) -> Tensor:
-    """(B, 1, Q, K) bool for decoding from a cache: the last `queries` of K keys are the queries, causal, padding unseen."""
+    """(B, 1, Q, K) bool for decoding from a cache: the last Q of K keys are the queries; causal, padding unseen."""
     keys = real_BK.shape[1]
     column_K = torch.arange(keys, device=real_BK.device)
     causal_QK = column_K[None, :] <= column_K[keys - queries :, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,9 @@ MAIN = (Role.VISION_STATE, Role.INSTRUCTION, Role.ACTION)
 class CRLPositions(Enum):
     """Where the position ids of CRL_ACTION start."""
 
-    AFTER_STATE = "after_state"  # right after the last VISION_STATE token: phi cannot depend on the instruction's length
+    AFTER_STATE = (
+        "after_state"  # right after the last VISION_STATE token: phi cannot depend on the instruction's length
+    )
     PAPER = "paper"  # repeats ACTION's ids: the instruction's length reaches phi through RoPE
 
 
@@ -113,7 +116,9 @@ class Layout:
         """The last token of a role's block in each sample: (S, D). ValueError when some sample has no such block."""
         counts_S = self.counts_SR[:, role]
         if bool((counts_S == 0).any()):
-            raise ValueError(f"every sample should have a {role.name} block, some have none: give it at least one token")
+            raise ValueError(
+                f"every sample should have a {role.name} block, some have none: give it at least one token"
+            )
         end_S = self.first_S + self.counts_SR[:, : role + 1].sum(1) - 1
         return rows_BTD.reshape(-1, rows_BTD.shape[-1]).index_select(0, end_S)
 
@@ -160,7 +165,7 @@ def make_layout(
     batch, length = (int(row_S.max()) + 1 if samples else 0), max(needed, width)
     flat = _tokens(counts_SR, span_S, positions)
     place_X = (row_S * length + column_S)[flat["sample"]] + flat["in_sample"]
-    filled = {}
+    filled: dict[str, Any] = {}
     for name, empty in (("role", PAD), ("sample", PAD), ("position", 0), ("place", 0)):
         table = torch.full((batch * length,), empty, dtype=torch.long, device=device)
         table[place_X] = flat[name]

@@ -31,9 +31,7 @@ def test_three_calls_equal_the_dense_mask(counts, data, align, width, groups):
         return
     generator = torch.Generator().manual_seed(sum(map(sum, counts)))
     query = torch.randn(batch, 4, length, 8, generator=generator, requires_grad=True)
-    key, value = (
-        torch.randn(batch, 4 // groups, length, 8, generator=generator, requires_grad=True) for _ in range(2)
-    )
+    key, value = (torch.randn(batch, 4 // groups, length, 8, generator=generator, requires_grad=True) for _ in range(2))
     weight = torch.randn(batch, length, 4, 8, generator=generator) * real_tokens(layout)[:, :, None, None]
     got, _ = role_attention(torch.nn.Identity(), query, key, value, None, role_plan=make_plan(layout))
     expected = dense(query, key, value, layout)

@@ -5,12 +5,12 @@ import torch
 
 from policies.prts.layout import PAD, CRLPositions, Role, make_layout
 
-V, I, A, CA, CG = Role
+V, W, A, CA, CG = Role
 
 
 def test_one_sample_by_hand():
     layout = make_layout([[3, 2, 2, 3, 3]])
-    assert layout.role_BT.tolist() == [[V] * 3 + [I] * 2 + [A] * 2 + [CA] * 3 + [CG] * 3]
+    assert layout.role_BT.tolist() == [[V] * 3 + [W] * 2 + [A] * 2 + [CA] * 3 + [CG] * 3]
     assert layout.position_BT.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 0, 1, 2]]
     assert layout.place_BT.tolist() == [[0, 1, 2, 0, 1, 0, 1, 0, 1, 2, 0, 1, 2]]
 
@@ -28,7 +28,7 @@ def test_span_moves_what_follows_the_images():
 def test_padding_and_packing_by_hand():
     layout = make_layout([[1, 1, 0, 0, 0], [0, 0, 0, 0, 2], [2, 0, 1, 0, 0]], rows=[0, 1, 0], align=3, width=7)
     assert layout.shape == (2, 7)
-    assert layout.role_BT.tolist() == [[V, I, PAD, V, V, A, PAD], [CG, CG, PAD, PAD, PAD, PAD, PAD]]
+    assert layout.role_BT.tolist() == [[V, W, PAD, V, V, A, PAD], [CG, CG, PAD, PAD, PAD, PAD, PAD]]
     assert layout.sample_BT.tolist() == [[0, 0, PAD, 2, 2, 2, PAD], [1, 1, PAD, PAD, PAD, PAD, PAD]]
     assert layout.position_BT.tolist() == [[0, 1, 0, 0, 1, 2, 0], [0, 1, 0, 0, 0, 0, 0]]
     index, real = layout.block(V, A)
