@@ -1,0 +1,119 @@
+"""Pose control with the simulator's delta actions: proportional, straight, stopping where it arrives or stalls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.expert.scene import Scene
+
+OPEN, HOLD, CLOSE = -1.0, 0.0, 1.0  # gripper actions; exactly 0 keeps the fingers' command where it is
+GAIN = 2.0
+TURN_CAP = 0.5  # largest rotation action
+STALL_STEPS, STALL_PROGRESS = 10, 0.001
+RAMP_STEPS, MAX_FINGER_STEPS = 8, 16
+LET_GO = 0.006  # m each finger opens before the hand retreats
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When a move has arrived: metres and radians."""
+
+    position: float
+    angle: float
+
+
+FINE = Tolerance(0.006, 0.05)
+TRAVEL = Tolerance(0.025, 0.25)
+
+
+def rotation_vector(rotation: np.ndarray) -> np.ndarray:
+    """Axis times angle (3,) of a rotation matrix (3, 3)."""
+    angle = np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1.0, 1.0))
+    skew = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+    if angle < 1e-6:
+        return skew / 2
+    if np.pi - angle < 1e-4:
+        axis = np.sqrt(np.maximum((np.diag(rotation) + 1) / 2, 0))
+        pivot = int(np.argmax(axis))
+        axis = rotation[:, pivot] + np.eye(3)[pivot]
+        return angle * axis / np.linalg.norm(axis)
+    return angle * skew / (2 * np.sin(angle))
+
+
+def turned(axis: np.ndarray, angle: float) -> np.ndarray:
+    """Rotation matrix (3, 3) by `angle` (rad) about a unit axis (3,)."""
+    k = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * (k @ k)
+
+
+def pose_action(
+    rotation: np.ndarray, position: np.ndarray, to_rotation: np.ndarray, to_position: np.ndarray, output_max: np.ndarray
+) -> np.ndarray:
+    """Action (6,) towards a pose: GAIN times the error in units of full action, scaled to keep its direction."""
+    move = GAIN * (to_position - position) / output_max[:3]
+    move /= max(1.0, np.abs(move).max())
+    turn = GAIN * rotation_vector(to_rotation @ rotation.T) / output_max[3:]
+    turn /= max(1.0, np.abs(turn).max() / TURN_CAP)
+    return np.r_[move, turn]
+
+
+class Arm:
+    """Motions of the hand as generators of actions (7,): the simulator steps between two of them.
+
+    `return` values (via `yield from`) tell whether the motion arrived.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.gripper = OPEN
+
+    def _action(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+        now_rotation, now_position = self.scene.hand()
+        move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max)
+        return np.r_[move, self.gripper].astype(np.float32)
+
+    def move(
+        self, rotation: np.ndarray, position: np.ndarray, tolerance: Tolerance = FINE, limit: int = 150
+    ) -> Iterator[np.ndarray]:
+        """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps."""
+        best, stalled = np.inf, 0
+        for _ in range(limit):
+            now_rotation, now_position = self.scene.hand()
+            far = float(np.linalg.norm(position - now_position))
+            askew = float(np.linalg.norm(rotation_vector(rotation @ now_rotation.T)))
+            if far < tolerance.position and askew < tolerance.angle:
+                return True
+            error = max(far - tolerance.position, 0) + 0.1 * max(askew - tolerance.angle, 0)
+            stalled = 0 if error < best - STALL_PROGRESS else stalled + 1
+            best = min(best, error)
+            if stalled >= STALL_STEPS:
+                return False
+            yield self._action(rotation, position)
+        return False
+
+    def hold(self, steps: int) -> Iterator[np.ndarray]:
+        """Keeps the present pose for some steps."""
+        rotation, position = self.scene.hand()
+        for _ in range(steps):
+            yield self._action(rotation, position)
+
+    def fingers(self, command: float) -> Iterator[np.ndarray]:
+        """Closes until the fingers rest, or opens until they have let go, where the hand is.
+
+        The gripper's command takes eight steps from one end to the other, so fingers that rest earlier may still wait
+        for it.
+        """
+        self.gripper = command
+        rotation, position = self.scene.hand()
+        first = before = self.scene.fingers()
+        for step in range(MAX_FINGER_STEPS):
+            yield self._action(rotation, position)
+            now = self.scene.fingers()
+            if command == OPEN and (now - first).min() > LET_GO:
+                return
+            if step + 1 >= RAMP_STEPS and np.abs(now - before).max() < 4e-4:
+                return
+            before = now

@@ -1,0 +1,175 @@
+"""Two-finger grasps planned on surface points: antipodal contacts, free fingers, palm and wrist on the way in.
+
+The planner knows no object classes: rims of bowls and mugs, boxes, bottles and handles come out of the same search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.expert.geometry import Cloud, GripperShape, hits
+
+YAWS = 12
+ANCHORS = 40
+DEPTHS = (0.006, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the object's local top
+MIN_ANTIPODALITY = 0.45
+MAX_WIDTH = 0.072  # m between contacts, of 0.08 m fully open
+APPROACH = 0.12  # m of straight way in that has to be free
+OWN_MARGIN, OTHER_MARGIN = 0.0015, 0.005  # m around the hand: to the object itself, to everything else
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """Hand pose at closing: rotation (3, 3), position (3,) of the grip site; width between contacts (m); score."""
+
+    rotation: np.ndarray
+    position: np.ndarray
+    width: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Obstacles:
+    """What the hand must not touch: points (N, 3) of other things, world planes (F, 4) of tables and floors."""
+
+    points: np.ndarray
+    supports: list[np.ndarray]
+
+
+def down(yaw: float) -> np.ndarray:
+    """Rotation (3, 3) of a hand that points down; at yaw 0 its fingers close along world y, as at robosuite's start."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, -1]])
+
+
+def yaw_of(rotation: np.ndarray) -> float:
+    """The yaw (rad) of a hand that points about down, 0 as in `down`."""
+    return float(np.arctan2(-rotation[0, 0], rotation[1, 0]))
+
+
+def wrap(angle: np.ndarray | float) -> np.ndarray | float:
+    """An angle modulo pi into [-pi/2, pi/2): a two-finger hand is the same after half a turn."""
+    return (np.asarray(angle) + np.pi / 2) % np.pi - np.pi / 2
+
+
+def candidate_yaws(points: np.ndarray) -> np.ndarray:
+    """Twelve even yaws and the two principal axes of the points seen from above, in [-pi/2, pi/2)."""
+    even = np.arange(YAWS) * np.pi / YAWS - np.pi / 2
+    centered = points[:, :2] - points[:, :2].mean(0)
+    _, axes = np.linalg.eigh(centered.T @ centered)
+    principal = wrap(np.array([np.arctan2(-axis[0], axis[1]) for axis in axes.T]))
+    return np.unique(np.round(np.r_[even, principal], 6))
+
+
+def anchors(points: np.ndarray, count: int = ANCHORS) -> np.ndarray:
+    """Farthest-point sample (K, 3) of the points, starting at the one farthest from the mean: no randomness."""
+    distance = np.linalg.norm(points - points.mean(0), axis=1)
+    chosen = [int(np.argmax(distance))]
+    distance = np.full(len(points), np.inf)
+    for _ in range(min(count, len(points)) - 1):
+        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        chosen.append(int(np.argmax(distance)))
+    return points[chosen]
+
+
+def plan_grasps(
+    cloud: Cloud,
+    center_of_mass: np.ndarray,
+    gripper: GripperShape,
+    obstacles: Obstacles,
+    hand: np.ndarray,
+    rotations: list[np.ndarray] | None = None,
+    margin: float = OTHER_MARGIN,
+) -> list[Grasp]:
+    """All collision-free grasps of an object, best first.
+
+    cloud: the object's surface in the world. center_of_mass (3,). hand: present rotation (3, 3) of the hand; turning
+    far from it costs a little. rotations: hand orientations to try instead of pointing down.
+    """
+    if rotations is None:
+        rotations = [down(yaw) for yaw in candidate_yaws(cloud.points)]
+    around = np.concatenate([anchors(cloud.points), center_of_mass[None]])
+    result: list[Grasp] = []
+    for rotation in rotations:
+        position, width, quality = contacts(cloud, around @ rotation, rotation, gripper)
+        if not len(position):
+            continue
+        free = ~blocked(position, rotation, gripper, cloud.points, obstacles, margin)
+        lever = np.linalg.norm(np.cross(position - center_of_mass, rotation[:, 2]), axis=1)
+        turn = _turn(hand, rotation)
+        score = quality - 2.0 * lever - 1.0 * width - 0.15 * turn
+        result += [Grasp(rotation, position[i], float(width[i]), float(score[i])) for i in np.flatnonzero(free)]
+    return sorted(result, key=lambda grasp: -grasp.score)
+
+
+def _turn(hand: np.ndarray, rotation: np.ndarray) -> float:
+    """Angle (rad) between two hand orientations."""
+    return float(np.arccos(np.clip((np.trace(hand.T @ rotation) - 1) / 2, -1, 1)))
+
+
+def contacts(
+    cloud: Cloud, around: np.ndarray, rotation: np.ndarray, gripper: GripperShape
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Antipodal closings of a hand at `rotation`, near `around` (K, 3, in the hand's axes).
+
+    Returns positions (M, 3) in the world, widths (M,) and quality (M,): antipodality plus a little for depth.
+    """
+    local, normal = cloud.points @ rotation, cloud.normals @ rotation[:, 0]
+    x, y, z = local.T
+    column = (np.abs(x - around[:, :1]) < gripper.reach) & (np.abs(y - around[:, 1:2]) < gripper.pad_y)  # (K, N)
+    surface = np.where(column, z, np.inf).min(1)
+    found_position, found_width, found_quality = [], [], []
+    for depth in DEPTHS:
+        middle = surface + depth
+        inside = column & (z > middle[:, None] + gripper.pad_z[0]) & (z < middle[:, None] + gripper.pad_z[1])
+        high = np.where(inside, x, -np.inf).max(1)
+        low = np.where(inside, x, np.inf).min(1)
+        plus = inside & (x > high[:, None] - 0.004) & (normal > 0.2)
+        minus = inside & (x < low[:, None] + 0.004) & (normal < -0.2)
+        count = np.minimum(plus.sum(1), minus.sum(1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            quality = np.minimum((plus * normal).sum(1) / plus.sum(1), -(minus * normal).sum(1) / minus.sum(1))
+        width = high - low
+        good = (count >= 2) & (quality >= MIN_ANTIPODALITY) & (width < MAX_WIDTH) & (width > 0)
+        at = np.c_[(high + low) / 2, around[:, 1], middle][good]
+        found_position.append(at @ rotation.T)
+        found_width.append(width[good])
+        found_quality.append(quality[good] + 6.0 * depth)
+    return np.concatenate(found_position), np.concatenate(found_width), np.concatenate(found_quality)
+
+
+def blocked(
+    position: np.ndarray,
+    rotation: np.ndarray,
+    gripper: GripperShape,
+    own: np.ndarray,
+    obstacles: Obstacles,
+    margin: float = OTHER_MARGIN,
+    opening: float | None = None,
+    sweep: float = APPROACH,
+) -> np.ndarray:
+    """(K,): does a hand at `rotation`, position (K, 3), touch the object (points `own`), others, a table, on its
+    straight way in of length `sweep`?"""
+    opening = gripper.reach if opening is None else opening
+    own_boxes = gripper.boxes(opening, sweep, OWN_MARGIN)
+    result = hits(own, rotation, position, own_boxes) if len(own) else np.zeros(len(position), bool)
+    boxes = gripper.boxes(opening, sweep, margin)
+    if len(obstacles.points):
+        result |= hits(obstacles.points, rotation, position, boxes)
+    return result | touches_support(position, rotation, gripper.boxes(opening, 0.0, 0.0), obstacles.supports, 0.002)
+
+
+def touches_support(
+    position: np.ndarray, rotation: np.ndarray, boxes: np.ndarray, supports: list[np.ndarray], margin: float
+) -> np.ndarray:
+    """(K,): is a corner of the hand's boxes within `margin` of, or inside, a table or floor?"""
+    grid = np.array(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij")).reshape(3, -1)
+    corners = np.concatenate([box[grid, np.arange(3)[:, None]].T for box in boxes]) @ rotation.T
+    world = position[:, None, :] + corners
+    result = np.zeros(len(position), bool)
+    for planes in supports:
+        depth = np.max(world @ planes[:, :3].T - planes[:, 3], axis=2)
+        result |= (depth < margin).any(1)
+    return result

@@ -1,0 +1,178 @@
+"""Pick an object and put it where a predicate holds: grasps that have a feasible place, verified, retried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.expert.controller import CLOSE, FINE, OPEN, TRAVEL, Tolerance
+from sim.expert.goals import Predicate, imagined
+from sim.expert.grasps import Grasp, Obstacles, plan_grasps
+from sim.expert.motion import travel
+from sim.expert.placing import DROPS, Place, Spot, find_place, find_spots
+
+if TYPE_CHECKING:
+    from sim.expert.expert import Expert
+
+NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
+TRIED = 14  # grasps for which a place is looked for
+RETRIES = 5
+BACK = 0.06  # m back from a grasp or release, where the straight way in starts
+LIFT = 0.06  # m after which a lift is verified
+AWAY, WAIT = 0.09, 20  # m of retreat after a release, steps then waited for the predicate
+SLIP = 0.03  # m an object may move in the hand during that
+
+
+class PickAndPlace:
+    """One ["on" | "in", object, place] or ["lifted", object], as a generator of actions."""
+
+    def __init__(self, expert: Expert, predicate: Predicate) -> None:
+        self.expert = expert
+        self.predicate = predicate
+        self.scene, self.arm, self.goals = expert.scene, expert.arm, expert.goals
+        self.body = self.goals.body(predicate[1])
+        self.bodies = self.scene.subtree(self.body)
+        self.failed: list[np.ndarray] = []
+
+    def run(self) -> Iterator[np.ndarray]:
+        """Tries grasp after grasp until the predicate holds with the hand away."""
+        for _ in range(RETRIES):
+            grasp = self.choose()
+            if grasp is None:
+                self.expert.note("no feasible grasp")
+                return
+            if not (yield from self.pick(grasp)):
+                self.failed.append(self.local(grasp.position))
+                yield from self.arm.fingers(OPEN)
+                continue
+            if self.predicate[0] == "lifted":
+                yield from self.raise_up()
+                return
+            yield from self.place()
+            if self.goals.holds(self.predicate):
+                return
+
+    # Planning
+
+    def local(self, point: np.ndarray) -> np.ndarray:
+        """A world point in the object's frame."""
+        rotation, position = self.scene.pose(self.body)
+        return (point - position) @ rotation
+
+    def obstacles(self, center: np.ndarray) -> Obstacles:
+        return Obstacles(self.scene.obstacles(self.bodies).near(center, NEAR).points, self.scene.supports())
+
+    def choose(self) -> Grasp | None:
+        """The best grasp that has not failed and, for a place, leads to a feasible release."""
+        cloud = self.scene.cloud(self.bodies)
+        center = self.scene.center_of_mass(self.body)
+        hand, _ = self.scene.hand()
+        grasps = plan_grasps(cloud, center, self.scene.gripper, self.obstacles(cloud.points.mean(0)), hand)
+        fresh = [g for g in grasps if all(np.linalg.norm(self.local(g.position) - f) > 0.015 for f in self.failed)]
+        self.expert.note(f"{len(grasps)} grasps, {len(fresh)} fresh")
+        if self.predicate[0] == "lifted" or not fresh:
+            return fresh[0] if fresh else None
+        region = self.goals.region(self.predicate)
+        spots = self.verified(find_spots(self.scene, self.body, region, self.bodies))
+        around = self.obstacles(region.center)
+        drops = DROPS if region.container else DROPS[:3]
+        best: tuple[float, Grasp] | None = None
+        for grasp in spread(fresh, TRIED):
+            place = find_place(spots, self.in_hand(grasp.rotation, grasp.position), self.scene.gripper, around, drops)
+            if place is not None:
+                value = grasp.score - 0.3 * place.cost
+                if best is None or value > best[0]:
+                    best = (value, grasp)
+        return best[1] if best else None
+
+    def verified(self, spots: list[Spot]) -> list[Spot]:
+        """Spots, from the first at which the simulator's own predicate holds on the predicted pose."""
+        for i, spot in enumerate(spots[:20]):
+            with imagined(self.scene, self.body, spot.rotation, spot.position - [0, 0, 0.002]):
+                if self.goals.holds(self.predicate):
+                    return spots[i:]
+        self.expert.note(f"predicate not confirmed on {min(len(spots), 20)} of {len(spots)} spots")
+        return spots
+
+    def in_hand(self, rotation: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The object's pose in the frame of a hand at rotation, position."""
+        object_rotation, object_position = self.scene.pose(self.body)
+        return rotation.T @ object_rotation, (object_position - position) @ rotation
+
+    # Motion
+
+    def pick(self, grasp: Grasp) -> Iterator[np.ndarray]:
+        """Approach, close, lift a little. Returns whether the object came along."""
+        arm, scene = self.arm, self.scene
+        arm.gripper = OPEN
+        before = grasp.position - BACK * grasp.rotation[:, 2]
+        yield from travel(arm, grasp.rotation, before, float(scene.gripper.finger[1, 2]), 0.06)
+        yield from arm.move(grasp.rotation, before, Tolerance(0.02, 0.1))
+        yield from arm.move(grasp.rotation, grasp.position)
+        yield from arm.fingers(CLOSE)
+        _, held = self.in_hand(*scene.hand())
+        yield from arm.move(grasp.rotation, scene.hand()[1] + [0, 0, LIFT], Tolerance(0.02, 0.3))
+        _, now = self.in_hand(*scene.hand())
+        caught = bool(np.linalg.norm(now - held) < SLIP and scene.fingers().max() > 0.001)
+        self.expert.note(f"grasp {grasp.score:.2f} width {grasp.width:.3f}: {'caught' if caught else 'missed'}")
+        return caught
+
+    def raise_up(self) -> Iterator[np.ndarray]:
+        rotation, position = self.scene.hand()
+        for _ in range(4):
+            if self.goals.holds(self.predicate):
+                return
+            position = position + [0, 0, 0.04]
+            yield from self.arm.move(rotation, position)
+
+    def place(self) -> Iterator[np.ndarray]:
+        """Plans with the real pose in the hand, goes there, lets go, retreats."""
+        arm, scene = self.arm, self.scene
+        plan = self.plan_place()
+        if plan is None:
+            self.expert.note("no place with the object as held")
+            return
+        points = scene.cloud(self.bodies).points
+        _, hand = scene.hand()
+        below = float(hand[2] - points[:, 2].min())
+        radius = float(np.linalg.norm(points[:, :2] - hand[:2], axis=1).max())
+        before = plan.position + [0, 0, 0.04]
+        yield from travel(arm, plan.rotation, before, below, min(radius, 0.12), self.bodies)
+        yield from arm.move(plan.rotation, before, Tolerance(0.02, 0.15))
+        yield from arm.move(plan.rotation, plan.position)
+        yield from arm.fingers(OPEN)
+        yield from self.retreat(plan)
+
+    def plan_place(self) -> Place | None:
+        region = self.goals.region(self.predicate)
+        spots = self.verified(find_spots(self.scene, self.body, region, self.bodies))
+        drops = DROPS if region.container else DROPS[:3]
+        return find_place(
+            spots, self.in_hand(*self.scene.hand()), self.scene.gripper, self.obstacles(region.center), drops
+        )
+
+    def retreat(self, plan: Place) -> Iterator[np.ndarray]:
+        rotation, position = self.scene.hand()
+        yield from self.arm.move(rotation, position - AWAY * plan.rotation[:, 2], Tolerance(0.03, 0.3))
+        for _ in range(WAIT):
+            if self.goals.holds(self.predicate):
+                return
+            yield from self.arm.hold(1)
+
+
+def spread(grasps: list[Grasp], count: int, distance: float = 0.012) -> list[Grasp]:
+    """Up to `count` grasps, best first, that differ in position or orientation."""
+    chosen: list[Grasp] = []
+    for grasp in grasps:
+        same = (
+            np.linalg.norm(grasp.position - other.position) < distance
+            and np.trace(grasp.rotation.T @ other.rotation) > 2.9
+            for other in chosen
+        )
+        if not any(same):
+            chosen.append(grasp)
+        if len(chosen) == count:
+            break
+    return chosen

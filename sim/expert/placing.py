@@ -1,0 +1,163 @@
+"""Where to put a held object: rest poses on a height map, checked with the simulator's own predicate.
+
+An object keeps its orientation in the hand, turned about the vertical; it goes down from above and is let go at its
+rest height, or higher where the hand does not fit (into containers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.expert.controller import turned
+from sim.expert.geometry import GripperShape, HeightMap, height_map, posed_planes
+from sim.expert.goals import Region
+from sim.expert.grasps import Obstacles, blocked
+from sim.expert.scene import Scene
+
+STEP = 0.004  # m, cell of the height maps
+TURNS = np.deg2rad([0, 30, -30, 60, -60, 90, -90, 135, -135, 180])
+GRID = 11  # positions tried along each side of a region
+MARGINS = (0.012, 0.005, 0.0)  # m the predicate should have to spare, in the order tried
+ABOVE = 0.004  # m above the rest height at which an object is let go
+DROPS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.075, 0.09)
+CONTACT = 0.004  # m: cells this close to the highest one carry the object
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A predicted rest pose of the object's body: rotation (3, 3), position (3,); turn from now (rad); cost."""
+
+    rotation: np.ndarray
+    position: np.ndarray
+    turn: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Hand pose at release: rotation (3, 3), position (3,); the spot below; drop height (m); cost."""
+
+    rotation: np.ndarray
+    position: np.ndarray
+    spot: Spot
+    drop: float
+    cost: float
+
+
+def object_map(scene: Scene, bodies: frozenset[int], body: int, rotation: np.ndarray) -> HeightMap:
+    """Height map of an object whose body origin is at (0, 0, 0), at `rotation` (3, 3)."""
+    now_rotation, origin = scene.pose(body)
+    change = rotation @ now_rotation.T
+    rotations, positions = scene.frames()
+    posed, corners = [], []
+    for solid in scene.fine_solids(bodies):
+        turned_rotation = change @ rotations[solid.body]
+        shift = change @ (positions[solid.body] - origin)
+        posed.append(posed_planes(solid, turned_rotation, shift))
+        corners.append(solid.corners @ turned_rotation.T + shift)
+    every = np.concatenate(corners)[:, :2]
+    low = np.floor(every.min(0) / STEP) * STEP
+    return height_map(list(zip(posed, corners, strict=True)), low, every.max(0), STEP)
+
+
+def rest_height(ground: HeightMap, item: HeightMap, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Height (K,) of the item's origin at rest with its origin at xy (K, 2), and imbalance (K,) in metres: how far the
+    item's middle lies outside the cells that carry it (negative: inside)."""
+    cells = np.argwhere(np.isfinite(item.bottom))
+    offset = item.origin + cells * item.step
+    index = ground.index(xy[:, None, :] + offset[None])
+    limit = np.array(ground.top.shape) - 1
+    inside = np.all((index >= 0) & (index <= limit), axis=2)
+    index = np.clip(index, 0, limit)
+    gap = ground.top[index[..., 0], index[..., 1]] - item.bottom[cells[:, 0], cells[:, 1]]
+    gap = np.where(inside, gap, -np.inf)
+    height = gap.max(1)
+    carries = gap > height[:, None] - CONTACT
+    high = np.where(carries[..., None], offset, -np.inf).max(1)
+    low = np.where(carries[..., None], offset, np.inf).min(1)
+    middle = offset.mean(0)
+    imbalance = np.max(np.concatenate([low - middle, middle - high], axis=1), axis=1)
+    return height, imbalance
+
+
+def find_spots(
+    scene: Scene, body: int, region: Region, avoid: frozenset[int], toward: np.ndarray | None = None
+) -> list[Spot]:
+    """Rest poses of `body` in the region, cheapest first. avoid: bodies left out of the height map (the object's own).
+    toward: a point (2,) to prefer instead of the region's middle."""
+    rotation, _ = scene.pose(body)
+    reach = _radius(scene, avoid, body)
+    ground = scene.heights(
+        region.center[:2] - region.half - reach, region.center[:2] + region.half + reach, STEP, avoid
+    )
+    side = np.linspace(-1, 1, GRID)
+    xy = region.center[:2] + np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2) * region.half
+    goal = region.center[:2] if toward is None else toward
+    scale = max(float(region.half.max()), 0.03)
+    for margin in MARGINS:
+        spots = []
+        for turn in TURNS:
+            turned_rotation = turned(np.array([0, 0, 1.0]), turn) @ rotation
+            item = object_map(scene, avoid, body, turned_rotation)
+            height, imbalance = rest_height(ground, item, xy)
+            points = np.c_[xy, height]
+            good = np.isfinite(height)
+            good[good] = _accepted(region.accepts, points[good], margin)
+            cost = np.linalg.norm(xy - goal, axis=1) / scale + 0.25 * abs(turn) + 20.0 * np.maximum(imbalance, 0)
+            spots += [Spot(turned_rotation, points[i], float(turn), float(cost[i])) for i in np.flatnonzero(good)]
+        if spots:
+            return sorted(spots, key=lambda spot: spot.cost)
+    return []
+
+
+def _radius(scene: Scene, bodies: frozenset[int], body: int) -> float:
+    """Farthest distance of the object's surface from its body origin."""
+    rotations, positions = scene.frames()
+    corners = [s.corners @ rotations[s.body].T + positions[s.body] for s in scene.fine_solids(bodies)]
+    return float(np.linalg.norm(np.concatenate(corners) - positions[body], axis=1).max()) + STEP
+
+
+def _accepted(accepts: Callable[[np.ndarray], np.ndarray], points: np.ndarray, margin: float) -> np.ndarray:
+    """(K,): does the region accept the points and their four neighbours at `margin`?"""
+    result = accepts(points) if len(points) else np.zeros(0, bool)
+    if margin > 0:
+        for shift in ((margin, 0, 0), (-margin, 0, 0), (0, margin, 0), (0, -margin, 0)):
+            result[result] = accepts(points[result] + shift) if result.any() else result[result]
+    return result
+
+
+def find_place(
+    spots: list[Spot],
+    in_hand: tuple[np.ndarray, np.ndarray],
+    gripper: GripperShape,
+    obstacles: Obstacles,
+    drops: tuple[float, ...],
+    limit: int = 240,
+) -> Place | None:
+    """The cheapest release with a free hand. in_hand: the object's rotation and position in the hand's frame."""
+    best: Place | None = None
+    for drop in drops:
+        for rotation, group in _by_rotation(spots[:limit]):
+            hand = rotation @ in_hand[0].T
+            if hand[2, 2] > -0.5:
+                continue
+            cost = np.array([spot.cost for spot in group]) + 12.0 * drop
+            if best is not None and cost.min() >= best.cost:
+                continue
+            positions = np.array([spot.position for spot in group]) - hand @ in_hand[1] + [0, 0, ABOVE + drop]
+            nothing = np.zeros((0, 3))
+            free = ~blocked(positions, hand, gripper, nothing, obstacles)
+            for i in np.flatnonzero(free):
+                if best is None or cost[i] < best.cost:
+                    best = Place(hand, positions[i], group[i], drop, float(cost[i]))
+    return best
+
+
+def _by_rotation(spots: list[Spot]) -> list[tuple[np.ndarray, list[Spot]]]:
+    groups: dict[float, list[Spot]] = {}
+    for spot in spots:
+        groups.setdefault(spot.turn, []).append(spot)
+    return [(group[0].rotation, group) for group in groups.values()]

@@ -1,0 +1,181 @@
+"""What the expert may see: MuJoCo's model and data of one environment, as named things, solids and poses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from sim.expert.geometry import (
+    Cloud,
+    GripperShape,
+    HeightMap,
+    Solid,
+    geom_vertices,
+    height_map,
+    outer_cloud,
+    posed_planes,
+    solid_of_geom,
+)
+
+FINE, COARSE = 0.004, 0.008  # m between surface points: of what is grasped, of obstacles
+_PALM_TO_LINK6 = 0.12  # m: the wrist's half size across, for every angle of the last joint
+
+
+class Scene:
+    """Geometry and kinematics of `env` (a sim environment with `sim` and `robosuite_env`), read live."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.robosuite = env.robosuite_env
+        self.model: mujoco.MjModel = self.robosuite.sim.model._model
+        self.robot = self.robosuite.robots[0]
+        self._fine: dict[tuple[int, ...], list[Solid]] = {}
+
+    @property
+    def data(self) -> mujoco.MjData:
+        return self.robosuite.sim.data._data
+
+    # The hand
+
+    def hand(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rotation (3, 3) and position (3,) of the grip site in the world: x closes, z points out of the hand."""
+        site = self.robot.eef_site_id
+        return self.data.site_xmat[site].reshape(3, 3).copy(), self.data.site_xpos[site].copy()
+
+    def fingers(self) -> np.ndarray:
+        """Travel of both fingers from the middle, (2,) metres, 0 closed."""
+        return np.abs(self.data.qpos[self.robot._ref_gripper_joint_pos_indexes])
+
+    @property
+    def output_max(self) -> np.ndarray:
+        """What an action of 1 asks for: (6,), metres and radians."""
+        return np.asarray(self.robot.controller.output_max)
+
+    @cached_property
+    def robot_bodies(self) -> frozenset[int]:
+        root = self.model.body(self.robot.robot_model.root_body).id
+        robot_root = self.model.body_rootid[root]
+        prefixes = tuple(
+            part.naming_prefix for part in (self.robot.robot_model, self.robot.robot_model.mount) if part is not None
+        )
+        named = (b for b in range(self.model.nbody) if self.model.body(b).name.startswith(prefixes))
+        return frozenset(np.flatnonzero(self.model.body_rootid == robot_root).tolist()) | frozenset(named)
+
+    @cached_property
+    def gripper(self) -> GripperShape:
+        """The hand's volume, measured from its collision geoms."""
+        gripper = self.robot.gripper
+        rotation, position = self.hand()
+        names = gripper.important_geoms
+        finger_joints = self.data.qpos[self.robot._ref_gripper_joint_pos_indexes]
+
+        def box(geoms: Iterable[str]) -> np.ndarray:
+            corners = []
+            for name in geoms:
+                geom = self.model.geom(name).id
+                vertices = geom_vertices(self.model, geom)
+                world = vertices @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom]
+                corners.append((world - position) @ rotation)
+            points = np.concatenate(corners)
+            return np.stack([points.min(0), points.max(0)])
+
+        sides = [(box(names[f"{side}_finger"]), box(names[f"{side}_fingerpad"])) for side in ("left", "right")]
+        right = int(np.argmax([finger[:, 0].mean() for finger, _ in sides]))
+        finger, pad = (part.copy() for part in sides[right])
+        finger[:, 0] -= abs(finger_joints[right])
+        pad[:, 0] -= abs(finger_joints[right])
+        finger[0, 0] = min(finger[0, 0], pad[0, 0])
+        of_fingers = {name for side in ("left", "right") for name in names[f"{side}_finger"]}
+        palm = box([name for name in gripper.contact_geoms if name not in of_fingers])
+        wrist_low = palm[0, 2] - 0.16
+        wrist = np.array([[-_PALM_TO_LINK6 / 2, -_PALM_TO_LINK6 / 2, wrist_low]] * 2)
+        wrist[1] = [_PALM_TO_LINK6 / 2, _PALM_TO_LINK6 / 2, palm[0, 2]]
+        reach = float(np.abs(self.model.jnt_range[self.model.joint(gripper.joints[0]).id]).max())
+        return GripperShape(finger, palm, wrist, reach, (pad[0, 2], pad[1, 2]), float(pad[1, 1]))
+
+    # Things
+
+    def subtree(self, body: int) -> frozenset[int]:
+        """The body and everything that hangs on it."""
+        members = {body}
+        for other in range(body + 1, self.model.nbody):
+            if int(self.model.body_parentid[other]) in members:
+                members.add(other)
+        return frozenset(members)
+
+    def moving_parts(self) -> np.ndarray:
+        """Degrees of freedom (indices) of everything but the robot."""
+        robot = self.robot_bodies
+        return np.array([i for i in range(self.model.nv) if int(self.model.dof_bodyid[i]) not in robot], dtype=int)
+
+    @cached_property
+    def solids(self) -> list[Solid]:
+        """All collision geoms but the robot's, sampled coarsely."""
+        model, robot = self.model, self.robot_bodies
+        collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+        return [
+            solid_of_geom(model, geom, COARSE)
+            for geom in np.flatnonzero(collides)
+            if int(model.geom_bodyid[geom]) not in robot
+        ]
+
+    def fine_solids(self, bodies: frozenset[int]) -> list[Solid]:
+        """The collision geoms of some bodies, sampled finely."""
+        key = tuple(sorted(bodies))
+        if key not in self._fine:
+            model = self.model
+            collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+            geoms = np.flatnonzero(collides & np.isin(model.geom_bodyid, key))
+            self._fine[key] = [solid_of_geom(model, geom, FINE) for geom in geoms]
+        return self._fine[key]
+
+    def frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rotation (B, 3, 3) and position (B, 3) of every body."""
+        return self.data.xmat.reshape(-1, 3, 3).copy(), self.data.xpos.copy()
+
+    def pose(self, body: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rotation (3, 3) and position (3,) of one body."""
+        return self.data.xmat[body].reshape(3, 3).copy(), self.data.xpos[body].copy()
+
+    def center_of_mass(self, body: int) -> np.ndarray:
+        return self.data.subtree_com[body].copy()
+
+    def cloud(self, bodies: frozenset[int]) -> Cloud:
+        """Fine surface points of some bodies in the world, without those inside a neighbouring solid."""
+        return outer_cloud(self.fine_solids(bodies), *self.frames())
+
+    def obstacles(self, without: frozenset[int] = frozenset()) -> Cloud:
+        """Coarse surface points in the world of everything but the robot, supports and the bodies left out."""
+        rotation, position = self.frames()
+        points, normals, body = self._coarse
+        keep = ~np.isin(body, list(without))
+        body = body[keep]
+        world = np.einsum("nij,nj->ni", rotation[body], points[keep]) + position[body]
+        return Cloud(world, np.einsum("nij,nj->ni", rotation[body], normals[keep]), body)
+
+    @cached_property
+    def _coarse(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        small = [s for s in self.solids if not s.big]
+        body = np.repeat([s.body for s in small], [len(s.points) for s in small])
+        return np.concatenate([s.points for s in small]), np.concatenate([s.normals for s in small]), body
+
+    def supports(self) -> list[np.ndarray]:
+        """World planes (F, 4) of tables and floors."""
+        rotation, position = self.frames()
+        return [posed_planes(s, rotation[s.body], position[s.body]) for s in self.solids if s.big]
+
+    def heights(
+        self, low: np.ndarray, high: np.ndarray, step: float, without: frozenset[int] = frozenset()
+    ) -> HeightMap:
+        """Height map of the scene (robot and `without` left out) over the rectangle low..high (2,) in the world."""
+        rotation, position = self.frames()
+        posed = [
+            (posed_planes(s, rotation[s.body], position[s.body]), s.corners @ rotation[s.body].T + position[s.body])
+            for s in self.solids
+            if s.body not in without
+        ]
+        return height_map(posed, low, high, step)
