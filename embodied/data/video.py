@@ -1,0 +1,113 @@
+"""Frames of a video file by number, decoded with PyAV: only what was asked for, and what a key frame forces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+
+class Video:
+    """An open video. Frames are numbered 0, 1, .. in order of presentation. A context manager.
+
+    Raises ValueError, naming the file, when it cannot be read (truncated, no video stream).
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av
+        from av.video.reformatter import VideoReformatter
+
+        self.path = path
+        if not path.is_file():
+            raise ValueError(f"{path} should be a video file, there is none: copy the data set again")
+        try:
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+            self._stream.codec_context.thread_count = 1
+            packets = [(p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.pts is not None]
+        except (av.error.FFmpegError, IndexError) as error:
+            raise ValueError(f"{path} cannot be read as video ({error}): copy or record it again") from error
+        if not packets:
+            raise ValueError(f"{path} holds no frame: copy or record it again")
+        packets.sort()
+        self._pts = np.array([pts for pts, _ in packets], np.int64)
+        keys = np.array([is_key for _, is_key in packets])
+        self._key_of = np.maximum.accumulate(np.where(keys, np.arange(len(packets)), 0))
+        self._number = {int(pts): i for i, pts in enumerate(self._pts)}
+        self._reformatter = VideoReformatter()
+        self._next = len(packets)
+        self._frames: Iterator[Any] = iter(())
+
+    def __len__(self) -> int:
+        return len(self._pts)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self._stream.height, self._stream.width
+
+    @property
+    def times(self) -> np.ndarray:
+        """Presentation time of each frame, seconds (N,) float64."""
+        return self._pts * float(self._stream.time_base or 0)
+
+    def numbers_at(self, times: np.ndarray, tolerance: float) -> np.ndarray:
+        """The frame nearest to each time. ValueError when one is further away than `tolerance` seconds."""
+        own = self.times
+        times = np.asarray(times, np.float64)
+        above = np.clip(np.searchsorted(own, times), 0, len(own) - 1)
+        below = np.maximum(above - 1, 0)
+        numbers = np.where(np.abs(own[below] - times) <= np.abs(own[above] - times), below, above)
+        off = np.abs(own[numbers] - times)
+        if len(off) and off.max() > tolerance:
+            i = int(off.argmax())
+            raise ValueError(
+                f"{self.path} should have a frame at {times[i]:.4f} s, the nearest is at {own[numbers[i]]:.4f} s: "
+                "the file is short or has another frame rate; run `embodied data validate`"
+            )
+        return numbers
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Frames (N, H, W, 3) uint8 RGB, in the order asked for."""
+        wanted, inverse = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        if len(wanted) and (wanted[0] < 0 or wanted[-1] >= len(self)):
+            raise ValueError(f"{self.path} has {len(self)} frames, asked for {wanted[0]} to {wanted[-1]}")
+        result = np.empty((len(wanted), *self.size, 3), np.uint8)
+        for i, number in enumerate(wanted):
+            result[i] = self._decode(int(number))
+        return result if np.array_equal(inverse, np.arange(len(result))) else result[inverse]
+
+    def _decode(self, number: int) -> np.ndarray:
+        import av
+
+        key = int(self._key_of[number])
+        try:
+            if not self._next <= number or key > self._next:
+                self._container.seek(int(self._pts[key]), stream=self._stream, backward=True)
+                self._frames = self._container.decode(self._stream)
+            for frame in self._frames:
+                found = self._number.get(frame.pts, -1)
+                self._next = found + 1
+                if found == number:
+                    return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+                if found > number:
+                    break
+        except av.error.FFmpegError as error:
+            raise ValueError(f"{self.path}: frame {number} cannot be decoded ({error}): record it again") from error
+        self._next = len(self)
+        raise ValueError(f"{self.path}: frame {number} of {len(self)} cannot be decoded: the file is damaged")
+
+    def close(self) -> None:
+        self._frames = iter(())
+        self._container.close()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
