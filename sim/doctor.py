@@ -25,7 +25,7 @@ def checks() -> Iterator[Check]:
     if folder is None:
         advice = (
             f"LIBERO suites need them: put libero_assets ({', '.join(ASSET_FOLDERS)}) under {DATA_VARIABLE}, or let "
-            " hf-libero fetch its own once (~/.cache/libero/assets); robosuite's tasks need nothing"
+            "hf-libero fetch its own once (~/.cache/libero/assets); robosuite's tasks need nothing"
         )
         yield Check("LIBERO assets", Status.NOTE, "not found", advice)
         return
