@@ -6,4 +6,8 @@ from embodied.registry import Registry
 
 
 def register(registry: Registry) -> None:
-    registry.target()
+    registry.target(
+        "policies.reference.random.RandomPolicy",
+        "policies.reference.replay.ReplayPolicy",
+        "policies.reference.zero.ZeroPolicy",
+    )

@@ -16,6 +16,9 @@ from pathlib import Path
 
 NAMES = (
     "doctor",
+    "collect",
+    "evaluate",
+    "compare",
 )  # fmt: skip
 COMMANDS = {name: f"embodied.cli.{name.replace('-', '_')}" for name in NAMES}
 

@@ -1,0 +1,104 @@
+"""The worker's side of an evaluation: one environment, stepped by chunks, observed only when the policy looks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from embodied.evaluation.records import state_digest
+from embodied.protocols import Episode, Expert, Observation, PolicySpec, SimEnv
+from embodied.schema import ACTION_DIM, STATE
+
+
+@dataclass(frozen=True)
+class View:
+    """What came of one message: the steps it took, and what the policy needs for the next."""
+
+    steps: int
+    success: bool
+    observation: Observation | None
+    sim_s: float
+    policy_s: float = 0.0
+    actions: np.ndarray | None = None  # (n, 7) as executed; only where the worker chose them
+    snapshot: dict[str, np.ndarray] | None = None  # of the episode's start
+    end: str = ""
+    finished: bool = False  # the expert has no more to do
+
+
+class Rollout:
+    """Runs episodes of one task. Built in a worker process: `env` (and an expert) come from the registry."""
+
+    def __init__(self, env: SimEnv, expert: Expert | None = None) -> None:
+        self.env = env
+        self.expert = expert
+
+    def start(
+        self, episode: Episode, images: bool, snapshot: Mapping[str, np.ndarray] | None = None, wanted: bool = True
+    ) -> View:
+        """Resets to an episode's start, settled. With `wanted`, observes it, with images or without."""
+        began = time.perf_counter()
+        reset(self.env, episode, snapshot)
+        observation = self.env.observe(images=images) if wanted else None
+        view = View(0, False, observation, time.perf_counter() - began, snapshot=self.env.snapshot())
+        if self.expert is None:
+            return view
+        began = time.perf_counter()
+        self.expert.reset(self.env, episode.seed)
+        return replace(view, policy_s=time.perf_counter() - began)
+
+    def advance(self, actions: np.ndarray, images: bool, last: bool) -> View:
+        """Executes actions (n, 7) up to success, then observes. `last`: the episode ends after these, nobody looks."""
+        began = time.perf_counter()
+        result = self.env.run_steps(actions)
+        over = last or result.success
+        observation = self.env.observe(images=images and not over)
+        seconds = time.perf_counter() - began
+        return View(result.steps, result.success, None if over else observation, seconds, end=_end(observation))
+
+    def demonstrate(self, limit: int) -> View:
+        """One decision of the expert, executed, of at most `limit` steps."""
+        assert self.expert is not None
+        began = time.perf_counter()
+        actions = np.zeros((0, ACTION_DIM), np.float32) if self.expert.done else self.expert.act(self.env)[:limit]
+        decided = time.perf_counter()
+        result = self.env.run_steps(actions) if len(actions) else None
+        steps, success = (result.steps, result.success) if result else (0, False)
+        end = _end(self.env.observe(images=False))
+        sim_s, policy_s = time.perf_counter() - decided, decided - began
+        finished = bool(self.expert.done) or not len(actions)
+        return View(steps, success, None, sim_s, policy_s, np.asarray(actions[:steps], np.float32), None, end, finished)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class Probe:
+    """Tells the parent what an expert is, so that only workers import it."""
+
+    def __init__(self, expert: Expert) -> None:
+        self.expert = expert
+
+    def spec(self) -> PolicySpec:
+        return self.expert.spec
+
+
+def reset(env: SimEnv, episode: Episode, snapshot: Mapping[str, np.ndarray] | None = None) -> None:
+    """Starts an episode: from a snapshot where there is one, else from its stored state, else from its seed."""
+    options: dict[str, Any] = {}
+    if snapshot:
+        options["snapshot"] = dict(snapshot)
+    elif episode.init_state is not None:
+        options["init_state"] = episode.init_state
+    if episode.perturbation != "none":
+        options["perturbation"] = episode.perturbation
+    if episode.instruction is not None:
+        options["instruction"] = episode.instruction
+    env.reset(seed=episode.seed, options=options)
+
+
+def _end(observation: Observation) -> str:
+    return state_digest({STATE: observation[STATE]})
