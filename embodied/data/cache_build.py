@@ -31,7 +31,7 @@ class CacheConfig:
     """size: height and width of the frames, one number for both, empty for the source's own; cameras empty: all."""
 
     size: list[int] = field(default_factory=lambda: [128])
-    fit: Fit = Fit.PAD
+    fit: Fit = Fit.pad
     cameras: list[str] = field(default_factory=list)
     select: Selection = field(default_factory=Selection)
     image_statistics: bool = True
@@ -170,7 +170,7 @@ def _plan(source: Source, config: CacheConfig) -> dict[str, Any]:
         "source": source.name,
         "episodes": hashlib.sha256(text.encode()).hexdigest(),
         "cameras": {key: list(size) for key, size in _sizes(source, config).items()},
-        "fit": str(config.fit),
+        "fit": config.fit.value,
         "columns": {key: [spec.dtype, list(spec.shape)] for key, spec in source.columns.items()},
     }
 

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum
 
 import numpy as np
 
 
-class Fit(StrEnum):
+class Fit(Enum):
     """What happens to another aspect ratio: black bars, the centre cut out, or a distorted image."""
 
-    PAD = "pad"
-    CROP = "crop"
-    STRETCH = "stretch"
+    pad = "pad"
+    crop = "crop"
+    stretch = "stretch"
 
 
-def resize_frames(frames: np.ndarray, size: tuple[int, int], fit: Fit = Fit.PAD) -> np.ndarray:
+def resize_frames(frames: np.ndarray, size: tuple[int, int], fit: Fit = Fit.pad) -> np.ndarray:
     """Frames (T, H, W, 3) uint8 -> (T, *size, 3) uint8, antialiased bilinear, centred."""
     if frames.shape[1:3] == size:
         return frames
     height, width = size
     scales = (height / frames.shape[1], width / frames.shape[2])
-    if fit is Fit.STRETCH:
+    if fit is Fit.stretch:
         return _interpolate(frames, size)
-    scale = min(scales) if fit is Fit.PAD else max(scales)
+    scale = min(scales) if fit is Fit.pad else max(scales)
     inner = (max(1, round(frames.shape[1] * scale)), max(1, round(frames.shape[2] * scale)))
     scaled = _interpolate(frames, inner)
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    if fit is Fit.CROP:
+    if fit is Fit.crop:
         return scaled[:, -top : -top + height, -left : -left + width]
     result = np.zeros((len(frames), height, width, 3), np.uint8)
     result[:, top : top + inner[0], left : left + inner[1]] = scaled

@@ -185,7 +185,7 @@ class MixtureSampler(Sampler):
         self._bounds[-1] = 1.0
         self._epochs = [ShuffledEpochs(n, seed + 1 + i) for i, n in enumerate(self.lengths)]
         self._offsets = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
-        self.drawn = np.zeros(len(self.lengths), np.int64)
+        self.drawn: np.ndarray = np.zeros(len(self.lengths), np.int64)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "drawn": self.drawn.tolist()}
@@ -200,9 +200,9 @@ class MixtureSampler(Sampler):
     def _global(self, start: int, count: int) -> np.ndarray:
         draws = uniform(np.arange(start, start + count), self.seed)
         which = np.searchsorted(self._bounds, draws, side="right")
-        result: np.ndarray = np.empty(count, np.int64)
+        result = np.empty(count, np.int64)
         for i in np.unique(which):
-            place: np.ndarray = np.flatnonzero(which == i)
+            place = np.flatnonzero(which == i)
             samples = self._epochs[i](int(self.drawn[i]), len(place))
             result[place] = samples + int(self._offsets[i])
             self.drawn[i] += len(place)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from embodied.data.goals import FutureGoal, Paraphrase
+from embodied.data.rows import RowReader
+from embodied.data.source import ColumnSpec
+from embodied.data.windows import Mixture, WindowConfig, Windows, split_episodes
+from embodied.schema import ACTION, IMAGE, STATE, TASK
+
+KEYS = {"observations": [IMAGE, STATE], "actions": [ACTION]}
+
+
+def test_chunk_pad_and_steps_to_go(make_cache) -> None:
+    windows = Windows(make_cache([3, 5], ["lift", "push"]), WindowConfig(**KEYS, chunk=3))
+    batch = windows.get_batch(np.array([7, 0, 2, 5]))
+    assert batch[ACTION][..., 0].tolist() == [[7.5] * 3, [0.5, 1.5, 2.5], [2.5] * 3, [5.5, 6.5, 7.5]]
+    assert batch["action_is_pad"].tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert batch["steps_to_go"].tolist() == [0, 2, 0, 2]
+    assert batch[TASK] == ["push", "lift", "lift", "push"]
+    assert batch["task_id"].tolist() == [1, 0, 0, 1]
+    assert batch["frame_index"].tolist() == [4, 0, 2, 2]
+    assert batch["episode_index"].tolist() == [1, 0, 0, 1]
+    assert batch["success"].tolist() == [0, 1, 1, 0]
+    assert batch["weight"].tolist() == [1, 1, 1, 1]
+    assert batch[IMAGE].shape == (4, 8, 8, 3)
+    assert batch[IMAGE][:, 3, 3, 1].tolist() == [7, 0, 2, 5]
+
+
+def test_history_with_stride_stays_in_the_episode(make_cache) -> None:
+    windows = Windows(make_cache([3, 5]), WindowConfig(**KEYS, history=3, stride=2, chunk=1))
+    batch = windows.get_batch(np.array([7, 4, 3]))
+    assert batch[STATE][..., 0].tolist() == [[3, 5, 7], [3, 3, 4], [3, 3, 3]]
+    assert batch[f"{STATE}_is_pad"].tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 0]]
+    assert batch[IMAGE].shape == (3, 3, 8, 8, 3)
+    assert batch[ACTION].shape == (3, 1)
+
+
+def test_offsets_of_one_key_reach_into_the_future(make_cache) -> None:
+    config = WindowConfig(observations=[STATE], actions=[], offsets={IMAGE: [-1, 0, 2]})
+    batch = Windows(make_cache([3, 5]), config).get_batch(np.array([3, 6]))
+    assert batch[IMAGE][:, :, 0, 0, 0].tolist() == [[3, 3, 5], [5, 6, 7]]
+    assert batch[f"{IMAGE}_is_pad"].tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_some_episodes_and_weights(make_cache) -> None:
+    windows = Windows(make_cache([3, 5, 2]), WindowConfig(**KEYS), episodes=[2, 0], weights=np.array([0.5, 2.0]))
+    assert len(windows) == 5
+    batch = windows.get_batch(np.arange(5))
+    assert batch["index"].tolist() == [8, 9, 0, 1, 2]
+    assert batch["weight"].tolist() == [0.5, 0.5, 2, 2, 2]
+    with pytest.raises(IndexError, match=r"\[0, 5\)"):
+        windows.get_batch(np.array([5]))
+    with pytest.raises(ValueError, match="no episode was chosen"):
+        Windows(windows.cache, WindowConfig(**KEYS), episodes=[])
+
+
+def test_attached_features_are_read_like_any_column(make_cache) -> None:
+    cache = make_cache([3, 5])
+    with cache.add_column("feature", (2,), "float16") as writer:
+        writer.write(0, np.arange(16).reshape(8, 2))
+    config = WindowConfig(observations=["feature"], actions=[], history=2)
+    assert Windows(cache, config).get_batch(np.array([4]))["feature"].tolist() == [[[6, 7], [8, 9]]]
+
+
+def test_unknown_key_is_named(make_cache) -> None:
+    with pytest.raises(ValueError, match=r"not 'observation\.sound'"):
+        Windows(make_cache([3]), WindowConfig(observations=["observation.sound"]))
+
+
+def test_large_rows_equal_the_memory_map(tmp_path) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (50, 40, 40, 3), np.uint8)
+    values.tofile(tmp_path / "a.bin")
+    reader = RowReader(tmp_path / "a.bin", 50, ColumnSpec("uint8", (40, 40, 3)))
+    frames = np.array([[3, 4, 5], [0, 49, 3]])
+    assert np.array_equal(reader.take(frames), values[frames])
+    assert np.array_equal(pickle.loads(pickle.dumps(reader)).take(frames), values[frames])
+    held = [reader.take(np.array([i, i + 1])) for i in range(20)]
+    views = [reader.take(np.array([i, i + 1]))[1:, :2] for i in range(20)]  # only a slice is kept
+    assert all(np.array_equal(batch, values[i : i + 2]) for i, batch in enumerate(held))
+    assert all(np.array_equal(view, values[i + 1 : i + 2, :2]) for i, view in enumerate(views))
+
+
+class TestGoals:
+    def test_future_goal_is_later_in_the_same_episode(self, make_cache) -> None:
+        windows = Windows(make_cache([3, 50]), WindowConfig(**KEYS), relabel=[FutureGoal(0.9, [STATE])])
+        samples = np.repeat(np.arange(53), 40)
+        batch = windows.get_batch(samples, np.random.default_rng(0))
+        steps, left = batch["goal_steps"], batch["steps_to_go"]
+        assert (steps <= left).all()
+        assert (steps[left > 0] >= 1).all()
+        assert np.array_equal(batch["goal_index"], batch["index"] + steps)
+        assert np.array_equal(batch[f"goal.{STATE}"][:, 0], batch["goal_index"])
+
+    def test_distribution(self) -> None:
+        """gamma 0.5, 3 steps left: P(1, 2, 3) = (4, 2, 1) / 7."""
+        steps = FutureGoal(0.5)._steps((np.arange(70_000) + 0.5) / 70_000, np.full(70_000, 3))
+        assert np.bincount(steps).tolist() == [0, 40_000, 20_000, 10_000]
+        steps = FutureGoal(1.0)._steps((np.arange(300) + 0.5) / 300, np.full(300, 3))
+        assert np.bincount(steps).tolist() == [0, 100, 100, 100]
+
+    def test_paraphrase(self, make_cache) -> None:
+        relabel = Paraphrase({"lift": ["raise", "pick up"]})
+        windows = Windows(make_cache([3, 5], ["lift", "push"]), WindowConfig(**KEYS), relabel=[relabel])
+        batch = windows.get_batch(np.repeat([0, 4], 60), np.random.default_rng(0))
+        assert set(batch[TASK][:60]) == {"lift", "raise", "pick up"}
+        assert set(batch[TASK][60:]) == {"push"}
+
+
+class TestMixture:
+    def test_rows_keep_their_order(self, make_cache) -> None:
+        first = Windows(make_cache([3, 5], ["lift", "push"], "a"), WindowConfig(**KEYS))
+        second = Windows(make_cache([4], ["push"], "b"), WindowConfig(**KEYS))
+        mixture = Mixture([first, second])
+        batch = mixture.get_batch(np.array([8, 0, 11, 7]))
+        assert mixture.lengths == [8, 4]
+        assert batch["index"].tolist() == [0, 0, 3, 7]
+        assert batch["dataset_index"].tolist() == [1, 0, 1, 0]
+        assert batch[STATE][:, 0].tolist() == [0, 0, 3, 7]
+        assert batch[TASK] == ["push", "lift", "push", "push"]
+        assert [mixture.languages[i] for i in batch["task_id"]] == batch[TASK]
+
+    def test_unlike_shapes_are_named(self, make_cache) -> None:
+        members = [Windows(make_cache([3], name=f"s{size}", size=size), WindowConfig(**KEYS)) for size in (8, 9)]
+        with pytest.raises(ValueError, match=r"'.*image' has shapes"):
+            Mixture(members).get_batch(np.array([0, 4]))
+
+
+def test_split_by_task(make_cache) -> None:
+    cache = make_cache([2] * 11, ["a"] * 5 + ["b"] * 5 + ["c"])
+    train, held = split_episodes(cache, 0.2)
+    assert sorted([*train, *held]) == list(range(11))
+    assert [cache.episodes.languages[i] for i in cache.episodes.task_id[held]] == ["a", "b"]
+    assert np.array_equal(split_episodes(cache, 0.2)[1], held)
