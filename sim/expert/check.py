@@ -1,8 +1,8 @@
 """Runs the expert and says what it solves: `python -m sim.expert.check suite=libero_object tasks=0-9 inits=0-4`.
 
-Options: suite, tasks and inits as numbers and ranges (0,2,5-7), seed (default 7), out=FILE.jsonl (one record an episode;
+Options: suite, tasks and inits as numbers and ranges (0,2,5-7), seed (default 7), out=FILE.jsonl (one record an
 episodes in it are not repeated), random=1 (inits are seeds of random scenes instead of LIBERO's stored states; always
-so for robosuite), stop=0 (run until the expert has let go and left, which is the default; 1: end at the first success).
+so for robosuite), stop=1 (end at the first success; 0, the default: run until the expert has let go and left).
 An episode is solved when the simulator's predicate holds at its end, within the suite's limit of control steps.
 """
 
@@ -98,8 +98,8 @@ def main(arguments: list[str]) -> int:
 
 def _line(record: dict[str, Any]) -> str:
     outcome = "solved" if record["success"] else "FAILED"
-    text = f"{record['suite']} {record['task']} init {record['init']}: {outcome} first {record['first']} end {record['steps']}"
-    text += f" plan {record['planning_s']:.2f} s step {record['stepping_s']:.2f} s"
+    text = f"{record['suite']} {record['task']} init {record['init']}: {outcome} first {record['first']}"
+    text += f" end {record['steps']} plan {record['planning_s']:.2f} s step {record['stepping_s']:.2f} s"
     return text if record["success"] else f"{text} {record['log']}"
 
 

@@ -149,7 +149,7 @@ def solid_of_geom(model: mujoco.MjModel, geom: int, spacing: float) -> Solid:
 
 
 def outer_cloud(solids: list[Solid], rotation: np.ndarray, position: np.ndarray) -> Cloud:
-    """Surface of the union of solids posed by per-body rotation (B, 3, 3) and position (B, 3): inner points left out."""
+    """Surface of the union of solids posed by rotation (B, 3, 3) and position (B, 3) of the bodies: no inner points."""
     points = np.concatenate([s.points @ rotation[s.body].T + position[s.body] for s in solids])
     normals = np.concatenate([s.normals @ rotation[s.body].T for s in solids])
     owner = np.repeat(np.arange(len(solids)), [len(s.points) for s in solids])
@@ -241,7 +241,7 @@ class GripperShape:
     def boxes(self, opening: float, sweep: float, margin: float) -> np.ndarray:
         """(4, 2, 3): two fingers each `opening` from the middle, palm, wrist; grown by `margin`, extended back by
         `sweep` along -z (the way the hand came)."""
-        right = self.finger + [[opening, 0, 0], [opening, 0, 0]]
+        right = self.finger + np.array([opening, 0, 0])
         left = right[::-1] * [-1, 1, 1]
         left[:, 1:] = right[:, 1:]
         boxes = np.stack([right, left, self.palm, self.wrist])
@@ -256,10 +256,15 @@ def hits(points: np.ndarray, rotation: np.ndarray, position: np.ndarray, boxes: 
     offset = np.atleast_2d(position) @ rotation
     found = np.zeros(len(offset), bool)
     for low, high in boxes:
-        lower, upper = offset + low, offset + high
-        inside = np.ones((len(offset), len(local)), bool)
-        for axis in range(3):
-            column = local[None, :, axis]
-            inside &= (column > lower[:, axis, None]) & (column < upper[:, axis, None])
-        found |= inside.any(1)
+        todo = np.flatnonzero(~found)
+        if not len(todo):
+            break
+        lower, upper = offset[todo] + low, offset[todo] + high
+        near = local[np.all((local > lower.min(0)) & (local < upper.max(0)), axis=1)]
+        hand, point = np.nonzero((near[:, 0] > lower[:, :1]) & (near[:, 0] < upper[:, :1]))
+        for axis in (1, 2):
+            value = near[point, axis]
+            inside = (value > lower[hand, axis]) & (value < upper[hand, axis])
+            hand, point = hand[inside], point[inside]
+        found[todo[hand]] = True
     return found

@@ -145,7 +145,7 @@ class RobosuiteGoals:
         return self.scene.model.body(self._things()[self._index(name)].root_body).id
 
     def movable(self, name: str) -> bool:
-        return not hasattr(self.env, "door")
+        return not hasattr(self.env, "door") and self._index(name) >= 0
 
     def region(self, predicate: Predicate) -> Region:
         env, scene = self.env, self.scene
@@ -166,7 +166,8 @@ class RobosuiteGoals:
         return Region(center, size / 4, inside, frozenset(), True)
 
     def joints(self, predicate: Predicate) -> list[JointGoal]:
-        return [JointGoal(self.scene.model.joint(self.env.door.joints[0]).id, 0.3, 1)]
+        door = self._things()[self._index(predicate[1])]
+        return [JointGoal(self.scene.model.joint(door.joints[0]).id, 0.3, 1)]
 
     def _things(self) -> list[Any]:
         """The models of the task's objects, in the order its success condition counts them."""

@@ -14,6 +14,8 @@ from sim.expert.geometry import Cloud, GripperShape, hits
 YAWS = 12
 ANCHORS = 40
 DEPTHS = (0.006, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the object's local top
+CELL = 0.008  # m: of candidates closer than this the best is kept
+_CORNERS = np.indices((2, 2, 2)).reshape(3, -1).T
 MIN_ANTIPODALITY = 0.45
 MAX_WIDTH = 0.072  # m between contacts, of 0.08 m fully open
 APPROACH = 0.12  # m of straight way in that has to be free
@@ -96,12 +98,21 @@ def plan_grasps(
         position, width, quality = contacts(cloud, around @ rotation, rotation, gripper)
         if not len(position):
             continue
+        keep = thinned(position, quality)
+        position, width, quality = position[keep], width[keep], quality[keep]
         free = ~blocked(position, rotation, gripper, cloud.points, obstacles, margin)
         lever = np.linalg.norm(np.cross(position - center_of_mass, rotation[:, 2]), axis=1)
         turn = _turn(hand, rotation)
         score = quality - 2.0 * lever - 1.0 * width - 0.15 * turn
         result += [Grasp(rotation, position[i], float(width[i]), float(score[i])) for i in np.flatnonzero(free)]
     return sorted(result, key=lambda grasp: -grasp.score)
+
+
+def thinned(position: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Indices of the best of (K,) candidates in every cell of CELL metres of their position (K, 3)."""
+    order = np.argsort(-quality, kind="stable")
+    _, first = np.unique(np.floor(position[order] / CELL).astype(int), axis=0, return_index=True)
+    return np.sort(order[first])
 
 
 def _turn(hand: np.ndarray, rotation: np.ndarray) -> float:
@@ -131,9 +142,9 @@ def contacts(
         count = np.minimum(plus.sum(1), minus.sum(1))
         with np.errstate(invalid="ignore", divide="ignore"):
             quality = np.minimum((plus * normal).sum(1) / plus.sum(1), -(minus * normal).sum(1) / minus.sum(1))
-        width = high - low
+            width = high - low
         good = (count >= 2) & (quality >= MIN_ANTIPODALITY) & (width < MAX_WIDTH) & (width > 0)
-        at = np.c_[(high + low) / 2, around[:, 1], middle][good]
+        at = np.c_[(high[good] + low[good]) / 2, around[good, 1], middle[good]]
         found_position.append(at @ rotation.T)
         found_width.append(width[good])
         found_quality.append(quality[good] + 6.0 * depth)
@@ -165,8 +176,7 @@ def touches_support(
     position: np.ndarray, rotation: np.ndarray, boxes: np.ndarray, supports: list[np.ndarray], margin: float
 ) -> np.ndarray:
     """(K,): is a corner of the hand's boxes within `margin` of, or inside, a table or floor?"""
-    grid = np.array(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij")).reshape(3, -1)
-    corners = np.concatenate([box[grid, np.arange(3)[:, None]].T for box in boxes]) @ rotation.T
+    corners = np.concatenate([box[_CORNERS, np.arange(3)] for box in boxes]) @ rotation.T
     world = position[:, None, :] + corners
     result = np.zeros(len(position), bool)
     for planes in supports:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.expert.controller import CLOSE, FINE, OPEN, TRAVEL, Tolerance
+from sim.expert.controller import CLOSE, OPEN, Tolerance
 from sim.expert.goals import Predicate, imagined
 from sim.expert.grasps import Grasp, Obstacles, plan_grasps
 from sim.expert.motion import travel
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
 TRIED = 14  # grasps for which a place is looked for
+FEW = 60  # spots looked at for each of them
+PLACE_WEIGHT = 0.3  # of a place's cost against a grasp's score
 RETRIES = 5
 BACK = 0.06  # m back from a grasp or release, where the straight way in starts
+BEFORE = 0.04  # m above a release, where the straight way down starts
 LIFT = 0.06  # m after which a lift is verified
 AWAY, WAIT = 0.09, 20  # m of retreat after a release, steps then waited for the predicate
 SLIP = 0.03  # m an object may move in the hand during that
@@ -79,12 +82,14 @@ class PickAndPlace:
         around = self.obstacles(region.center)
         drops = DROPS if region.container else DROPS[:3]
         best: tuple[float, Grasp] | None = None
-        for grasp in spread(fresh, TRIED):
-            place = find_place(spots, self.in_hand(grasp.rotation, grasp.position), self.scene.gripper, around, drops)
+        for grasp in spread(fresh, TRIED) if spots else []:
+            if best is not None and grasp.score - PLACE_WEIGHT * spots[0].cost <= best[0]:
+                break
+            in_hand = self.in_hand(grasp.rotation, grasp.position)
+            place = find_place(spots[:FEW], in_hand, self.scene.gripper, around, drops)
             if place is not None:
-                value = grasp.score - 0.3 * place.cost
-                if best is None or value > best[0]:
-                    best = (value, grasp)
+                value = grasp.score - PLACE_WEIGHT * place.cost
+                best = (value, grasp) if best is None or value > best[0] else best
         return best[1] if best else None
 
     def verified(self, spots: list[Spot]) -> list[Spot]:
@@ -124,7 +129,7 @@ class PickAndPlace:
         for _ in range(4):
             if self.goals.holds(self.predicate):
                 return
-            position = position + [0, 0, 0.04]
+            position = position + np.array([0, 0, 0.04])
             yield from self.arm.move(rotation, position)
 
     def place(self) -> Iterator[np.ndarray]:
@@ -138,7 +143,7 @@ class PickAndPlace:
         _, hand = scene.hand()
         below = float(hand[2] - points[:, 2].min())
         radius = float(np.linalg.norm(points[:, :2] - hand[:2], axis=1).max())
-        before = plan.position + [0, 0, 0.04]
+        before = plan.position + np.array([0, 0, BEFORE])
         yield from travel(arm, plan.rotation, before, below, min(radius, 0.12), self.bodies)
         yield from arm.move(plan.rotation, before, Tolerance(0.02, 0.15))
         yield from arm.move(plan.rotation, plan.position)

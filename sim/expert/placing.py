@@ -23,6 +23,8 @@ GRID = 11  # positions tried along each side of a region
 MARGINS = (0.012, 0.005, 0.0)  # m the predicate should have to spare, in the order tried
 ABOVE = 0.004  # m above the rest height at which an object is let go
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.075, 0.09)
+DROP_COST = 12.0  # per metre
+MOST_TILT = -0.5  # of the hand's z axis along world z: it has to point down
 CONTACT = 0.004  # m: cells this close to the highest one carry the object
 
 
@@ -139,20 +141,20 @@ def find_place(
 ) -> Place | None:
     """The cheapest release with a free hand. in_hand: the object's rotation and position in the hand's frame."""
     best: Place | None = None
-    for drop in drops:
-        for rotation, group in _by_rotation(spots[:limit]):
-            hand = rotation @ in_hand[0].T
-            if hand[2, 2] > -0.5:
-                continue
-            cost = np.array([spot.cost for spot in group]) + 12.0 * drop
-            if best is not None and cost.min() >= best.cost:
-                continue
-            positions = np.array([spot.position for spot in group]) - hand @ in_hand[1] + [0, 0, ABOVE + drop]
-            nothing = np.zeros((0, 3))
-            free = ~blocked(positions, hand, gripper, nothing, obstacles)
-            for i in np.flatnonzero(free):
-                if best is None or cost[i] < best.cost:
-                    best = Place(hand, positions[i], group[i], drop, float(cost[i]))
+    rise = np.array(drops)
+    for rotation, group in _by_rotation(spots[:limit]):
+        hand = rotation @ in_hand[0].T
+        if hand[2, 2] > MOST_TILT:
+            continue
+        at = np.array([spot.position for spot in group]) - hand @ in_hand[1] + np.array([0, 0, ABOVE])
+        cost = (np.array([spot.cost for spot in group])[:, None] + DROP_COST * rise).ravel()
+        useful = np.flatnonzero(cost < (best.cost if best is not None else np.inf))
+        positions = (at[:, None, :] + rise[:, None] * np.array([0, 0, 1.0])).reshape(-1, 3)[useful]
+        free = useful[~blocked(positions, hand, gripper, np.zeros((0, 3)), obstacles)] if len(useful) else useful
+        if len(free):
+            pick = int(free[np.argmin(cost[free])])
+            spot, drop = group[pick // len(rise)], float(rise[pick % len(rise)])
+            best = Place(hand, at[pick // len(rise)] + np.array([0, 0, drop]), spot, drop, float(cost[pick]))
     return best
 
 
