@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def draw_mask(out: Path, counts: tuple[int, ...] = (6, 4, 4, 5, 5)) -> None:
     figure, axes = plt.subplots(figsize=(8, 7))
     axes.imshow(picture, cmap=plt.matplotlib.colors.ListedColormap(["white", *plt.cm.tab10.colors[:5]]), vmin=0, vmax=5)
     edges = [0, *layout.counts_SR[0].cumsum(0).tolist()]
-    middle = [(a + b) / 2 - 0.5 for a, b in zip(edges, edges[1:], strict=False)]
+    middle = [(a + b) / 2 - 0.5 for a, b in pairwise(edges)]
     names = [f"{role.name}\n{_positions(layout, role)}" for role in Role]
     axes.set_xticks(middle, names, fontsize=7)
     axes.set_yticks(middle, names, fontsize=7)
