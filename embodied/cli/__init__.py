@@ -16,6 +16,7 @@ from pathlib import Path
 
 NAMES = (
     "doctor",
+    "train",
     "collect",
     "evaluate",
     "compare",

@@ -1,0 +1,67 @@
+"""What `embodied collect` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from embodied.data.video_writer import VideoCodec
+
+
+class Phase(Enum):
+    all = "all"
+    physics = "physics"
+    render = "render"
+
+
+class Noisy(Enum):
+    """Which episodes of a task get execution noise."""
+
+    odd = "odd"
+    every = "every"
+    none = "none"
+
+
+@dataclass
+class Goal:
+    """Another goal in a task's scene: predicates as the simulator names them, and the words for it."""
+
+    task: int = MISSING
+    instruction: str = MISSING
+    goal: list[list[str]] = MISSING
+
+
+@dataclass
+class CollectConfig:
+    """`task_list`: registered function, suite -> its tasks. `tasks` empty: all of the suite. `episodes`: attempts per
+    task and goal, seeds seed + 1000 task + 0, 1, 2, ...
+
+    `noise`: standard deviation of the execution noise on translations (a third of it on rotations) in units of the
+    action. `attempts`: how often an episode whose worker crashed or hung is tried. `tolerance`: how far a replay may
+    be from the recorded states; 0 asks for equality of every bit.
+    """
+
+    env: dict[str, Any] = field(default_factory=dict)
+    expert: dict[str, Any] = field(default_factory=dict)
+    task_list: str = "sim.tasks.tasks"
+    tasks: list[int] = field(default_factory=list)
+    episodes: int = 10
+    seed: int = 200_000
+    noise: float = 0.06
+    noisy: Noisy = Noisy.odd
+    goals: list[Goal] = field(default_factory=list)
+    max_steps: int | None = None
+    workers: int = 2
+    phase: Phase = Phase.all
+    render_from: str | None = None
+    keep_failures: bool = False
+    size: int = 128
+    codec: VideoCodec = VideoCodec.av1
+    crf: int = 30
+    tolerance: float = 0.0
+    attempts: int = 2
+    timeout: float = 900.0
+    out: str = MISSING

@@ -1,0 +1,158 @@
+"""What runs inside a simulator's process: the expert's episode, and its exact replay with images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embodied.collecting.plan import PlannedEpisode
+from embodied.data.episode_record import EpisodeLine, EpisodeRecord, RecordFolder
+from embodied.data.lerobot_layout import Layout
+from embodied.data.lerobot_writer import EncodedEpisode, encode_episode
+from embodied.evaluation.versions import SIMULATOR, versions
+from embodied.protocols import Expert, SimEnv
+from embodied.schema import ACTION, ACTION_DIM, EXECUTED_ACTION, STATE, STATE_DIM
+
+NOISE_SHAPE = np.array([1, 1, 1, 1 / 3, 1 / 3, 1 / 3, 0])  # translations, rotations, gripper
+NOISE_STREAM = 20  # keeps the noise apart from what else is drawn from the episode's seed
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A replay that did not pass through the recorded states, and where it left them."""
+
+    reason: str
+
+
+class Demonstrator:
+    """The object of a worker process: it holds nothing, environment and expert are the worker's other objects."""
+
+    def record(self, env: SimEnv, expert: Expert, planned: PlannedEpisode) -> EpisodeRecord:
+        """Runs the expert on a seeded random reset; the label of every step is what it intended."""
+        began = time.monotonic()
+        observation, info = env.reset(seed=planned.seed)
+        snapshot = env.snapshot()
+        expert.reset(env, planned.seed)
+        rng = np.random.default_rng([NOISE_STREAM, planned.seed])
+        intended: list[np.ndarray] = []
+        executed: list[np.ndarray] = []
+        states = [observation[STATE]]
+        success = bool(info.get("success", False))
+        while not expert.done and len(executed) < planned.max_steps:
+            for action in np.atleast_2d(expert.act(env))[: planned.max_steps - len(executed)]:
+                intended.append(np.clip(action, -1, 1).astype(np.float32))
+                executed.append(disturb(intended[-1], planned.noise, rng))
+                success = env.run_steps(executed[-1][None]).success
+                states.append(env.observe(images=False)[STATE])
+        if planned.goal is not None:  # the simulator's predicate is about the task's own goal
+            success = expert.success()  # type: ignore[attr-defined]
+        line = EpisodeLine(
+            suite=planned.suite,
+            task=planned.task,
+            seed=planned.seed,
+            noise=planned.noise,
+            language=planned.instruction or env.task.language,
+            success=success,
+            steps=len(executed),
+            goal=planned.goal or getattr(env, "goal", None),
+            variant=planned.variant,
+            task_name=env.task.name,
+            expert=f"{expert.spec.name} {expert.spec.digest[:12]}",
+            versions=versions(),
+            seconds=round(time.monotonic() - began, 2),
+        )
+        shape = (len(executed), ACTION_DIM)
+        return EpisodeRecord(
+            line,
+            snapshot,
+            np.array(executed, np.float32).reshape(shape),
+            np.array(intended, np.float32).reshape(shape),
+            np.array(states, np.float32).reshape(-1, STATE_DIM),
+            final_state(env),
+        )
+
+    def render(
+        self, env: SimEnv, records: RecordFolder, line: EpisodeLine, layout: Layout, folder: Path, tolerance: float
+    ) -> EncodedEpisode | Divergence:
+        """Replays a record and encodes into `folder` what the cameras see before each action."""
+        record = records.load(line)
+        observation, info = env.reset(seed=line.seed, options={"snapshot": record.snapshot})
+        success = bool(info.get("success", False))
+        states: list[np.ndarray] = []
+        images = {key: np.empty((line.steps, *size, 3), np.uint8) for key, size in layout.images.items()}
+        for step, action in enumerate(record.executed):
+            observation = env.observe(images=True)
+            states.append(observation[STATE])
+            for key, frames in images.items():
+                frames[step] = observation[key]
+            success = env.run_steps(action[None]).success
+        reached = [*states, env.observe(images=False)[STATE]]
+        wrong = compare(record, np.array(reached, np.float32), success, final_state(env), tolerance)
+        if wrong is not None:
+            return wrong
+        columns = {STATE: np.array(states, np.float32), ACTION: record.intended, EXECUTED_ACTION: record.executed}
+        return encode_episode(folder, layout, columns, images, line.language, metadata_of(line))
+
+
+def disturb(action: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """An action (7,) with execution noise, within [-1, 1]; the gripper's entry stays."""
+    if noise == 0:
+        return action
+    return np.clip(action + noise * NOISE_SHAPE * rng.standard_normal(ACTION_DIM), -1, 1).astype(np.float32)
+
+
+def final_state(env: Any) -> np.ndarray:
+    """Time, joint positions and velocities of a MuJoCo environment; empty for environments without `sim`."""
+    sim = getattr(env, "sim", None)
+    return np.zeros(0) if sim is None else np.asarray(sim.get_state().flatten())
+
+
+def compare(
+    record: EpisodeRecord, states: np.ndarray, success: bool, final: np.ndarray, tolerance: float
+) -> Divergence | None:
+    """None when a replay ended as recorded: in the same simulator state, and in success or failure alike.
+
+    Records without a final simulator state are held against the proprioception (T or T + 1, 8) passed through.
+    """
+    if record.final.size and record.final.shape == final.shape:
+        apart = np.abs(final - record.final).max(keepdims=True)
+        reached = "the final simulator state"
+    else:
+        known = len(record.states)
+        apart = np.abs(states[:known] - record.states).max(1) if known else np.zeros(0)
+        reached = f"the state before step {int(np.argmax(apart > tolerance))}"
+    if np.any(apart > tolerance):
+        return Divergence(f"{reached} differs by up to {apart.max():.3g}{_other_versions(record)}")
+    if success != record.line.success and not record.line.variant:
+        return Divergence(f"it ends in {_word(success)}, recorded was {_word(record.line.success)}")
+    return None
+
+
+def metadata_of(line: EpisodeLine) -> dict[str, Any]:
+    """The further columns of the data set's table of episodes."""
+    return {
+        "record": line.key,
+        "suite": line.suite,
+        "task_index": line.task,
+        "seed": line.seed,
+        "success": line.success,
+        "noise": line.noise,
+    }
+
+
+def _other_versions(record: EpisodeRecord) -> str:
+    now, then = versions(), record.line.versions
+    changed = [
+        f"{name} {then[name]} -> {now.get(name)}"
+        for name in SIMULATOR
+        if then.get(name, now.get(name)) != now.get(name)
+    ]
+    return f" (recorded with other versions: {', '.join(changed)})" if changed else ""
+
+
+def _word(success: bool) -> str:
+    return "success" if success else "failure"

@@ -1,0 +1,64 @@
+"""Which episodes a collection consists of: decided before anything runs, so that it can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embodied.collecting.config import CollectConfig, Noisy
+from embodied.data.episode_record import episode_key
+from embodied.protocols import Task
+
+SEEDS_PER_TASK = 1000
+
+
+@dataclass(frozen=True)
+class PlannedEpisode:
+    """One episode to record. `goal` None: the task's own. `variant` tells goals of one scene apart."""
+
+    suite: str
+    task: int
+    seed: int
+    noise: float
+    max_steps: int
+    goal: list[list[str]] | None = None
+    instruction: str | None = None
+
+    @property
+    def variant(self) -> str:
+        return self.instruction or ""
+
+    @property
+    def key(self) -> str:
+        return episode_key(self.suite, self.task, self.seed, self.noise) + (f"/{self.variant}" if self.variant else "")
+
+
+def plan_episodes(config: CollectConfig, tasks: Sequence[Task]) -> list[PlannedEpisode]:
+    """All episodes, task by task. The goals of one scene share its seeds. ValueError for tasks that do not exist."""
+    if not 1 <= config.episodes <= SEEDS_PER_TASK:
+        raise ValueError(
+            f"episodes should be 1 to {SEEDS_PER_TASK} per task (each has its seeds), got {config.episodes}"
+        )
+    known = {task.index: task for task in tasks}
+    wanted = list(config.tasks) or sorted(known)
+    missing = [index for index in [*wanted, *(goal.task for goal in config.goals)] if index not in known]
+    if missing:
+        raise ValueError(f"tasks should be among 0 to {max(known)} of {tasks[0].suite}, got {missing[0]}")
+    return [episode for index in wanted for episode in _of_task(config, known[index])]
+
+
+def _of_task(config: CollectConfig, task: Task) -> list[PlannedEpisode]:
+    goals: list[tuple[list[list[str]] | None, str | None]] = [(None, None)]
+    goals += [(goal.goal, goal.instruction) for goal in config.goals if goal.task == task.index]
+    limit = config.max_steps or task.max_steps
+    first = config.seed + SEEDS_PER_TASK * task.index
+    return [
+        PlannedEpisode(task.suite, task.index, first + number, _noise(config, number), limit, goal, words)
+        for goal, words in goals
+        for number in range(config.episodes)
+    ]
+
+
+def _noise(config: CollectConfig, number: int) -> float:
+    noisy = config.noisy is Noisy.every or (config.noisy is Noisy.odd and number % 2 == 1)
+    return config.noise if noisy else 0.0
