@@ -7,8 +7,17 @@ import importlib
 from embodied.cli import COMMANDS
 from embodied.registry import Registry
 
+TARGETS = (
+    "embodied.transforms.GripperConvention",
+    "embodied.transforms.ImageConvention",
+    "embodied.transforms.Normalize",
+    "embodied.transforms.RotationTo6D",
+    "embodied.checkpoint.load_policy",
+)
+
 
 def register(registry: Registry) -> None:
+    registry.target(*TARGETS)
     for module in COMMANDS.values():
         add = getattr(importlib.import_module(module), "register", None)
         if add is not None:

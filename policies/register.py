@@ -7,6 +7,7 @@ from embodied.registry import Registry
 
 def register(registry: Registry) -> None:
     registry.target(
+        "policies.bc.model.BehaviourCloning",
         "policies.reference.random.RandomPolicy",
         "policies.reference.replay.ReplayPolicy",
         "policies.reference.zero.ZeroPolicy",

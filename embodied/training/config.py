@@ -1,0 +1,104 @@
+"""Settings of `embodied train`: what is trained on what, by which stage, and how it is logged and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Precision(Enum):
+    """fp32, or bf16 autocast with fp32 weights."""
+
+    fp32 = "no"
+    bf16 = "bf16"
+
+
+class Balance(Enum):
+    """How often samples are drawn: each frame alike (times its set's weight), or each instruction alike."""
+
+    frames = "frames"
+    tasks = "tasks"
+
+
+@dataclass
+class DataSet:
+    """One frame cache. `source`: a LeRobot folder, or its name under EMBODIED_DATA; builds `path` if that is missing.
+
+    weight: share of samples relative to the other sets; null: by size. Empty `suites`: all.
+    """
+
+    path: str = MISSING
+    source: str | None = None
+    weight: float | None = None
+    suites: list[str] = field(default_factory=list)
+    success_only: bool = False
+    limit_per_task: int | None = None
+
+
+@dataclass
+class DataConfig:
+    """Data sets by name, mixed. holdout: share of each task's episodes kept for the validation loss."""
+
+    sets: dict[str, DataSet] = field(default_factory=dict)
+    balance: Balance = Balance.frames
+    holdout: float = 0.0
+
+
+@dataclass
+class StageConfig:
+    """One stage of training. batch_size: per process and micro-batch; init: checkpoint whose weights it starts from."""
+
+    name: str = MISSING
+    init: str | None = None
+    steps: int = MISSING
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float = 1e-3
+    final_lr: float = 0.0
+    warmup: int = 500
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    clip_norm: float = 1.0
+    ema: float = 0.999
+
+
+@dataclass
+class LogConfig:
+    """every: steps between two lines of metrics. TensorBoard and Weights & Biases are used only when asked for."""
+
+    every: int = 50
+    tensorboard: bool = False
+    wandb_project: str | None = None
+    progress: bool = True
+
+
+@dataclass
+class TrainConfig:
+    """Give policy=NAME or world_model=NAME, stage=NAME and data=NAME. run: an earlier run's folder is gone on with.
+
+    stop_after: steps of this call, then checkpoint and leave. evaluate_every: steps between two rounds of validation
+    and hooks, 0: only at the end. keep: newest checkpoints that stay. max_bad_batches: non-finite batches in a row
+    before it stops. ahead: batches gathered in the background.
+    """
+
+    policy: Any = None
+    world_model: Any = None
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    run: str | None = None
+    seed: int = 0
+    precision: Precision = Precision.fp32
+    cpu: bool = False
+    threads: int | None = None
+    stop_after: int | None = None
+    checkpoint_every: int = 1000
+    keep: int = 2
+    evaluate_every: int = 1000
+    validation_batches: int = 20
+    hooks: list[Any] = field(default_factory=list)
+    max_bad_batches: int = 3
+    ahead: int = 4
+    log: LogConfig = field(default_factory=LogConfig)

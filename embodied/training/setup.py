@@ -1,0 +1,184 @@
+"""From settings to a job for the loop: data sets, features, windows, sampler, model, pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embodied.checkpoint import MODEL_FILE, build_model, inside, load_weights, resolve_checkpoint
+from embodied.chunk_policy import to_tensors
+from embodied.data.cache import FrameCache
+from embodied.data.loader import BatchLoader
+from embodied.data.sampler import MixtureSampler, Sampler, WeightedSampler, sequential_batches
+from embodied.data.windows import Batch, Mixture, Relabel, WindowConfig, Windows, split_episodes
+from embodied.paths import data_folder
+from embodied.training.config import Balance, DataSet, TrainConfig
+from embodied.training.features import bound_pipeline, prepare_cache
+from embodied.training.loop import Hook, Job
+from embodied.transforms import Pipeline
+
+Progress = Callable[[str, int, int], None]
+
+
+class PipelineWindows(Mixture):
+    """A mixture whose batches went through the pipeline, in the loader's thread."""
+
+    def __init__(self, members: Sequence[Windows], pipeline: Pipeline) -> None:
+        super().__init__(members)
+        self.pipeline = pipeline
+
+    def get_batch(self, samples: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
+        return self.pipeline.forward(super().get_batch(samples, rng))
+
+
+def make_job(
+    config: TrainConfig,
+    run: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    hooks: Sequence[Hook] = (),
+    progress: Progress | None = None,
+) -> Job:
+    """Everything `train` needs. Raises ValueError for settings that do not fit the data or the model."""
+    model = build_model(_model_settings(config))
+    stage = config.stage
+    if stage.name not in model.stages:
+        raise ValueError(f"this model has the stages {', '.join(model.stages)}, got stage {stage.name!r}: use another")
+    if stage.init is not None:
+        load_weights(model, inside(resolve_checkpoint(Path(stage.init)), MODEL_FILE))
+    model.set_stage(stage.name)
+    caches = {name: open_cache(name, data, progress) for name, data in config.data.sets.items()}
+    if not caches:
+        raise ValueError("training needs a data set, data.sets is empty: add data=NAME")
+    for name, cache in caches.items():
+        prepare_cache(cache, model.features, model.language, _named(progress, f"features of {name}"))
+    pipeline = bound_pipeline(model.transforms(), list(caches.values()))
+    training, held = _split(config, caches)
+    relabel, windows = model.relabel(stage.name), model.windows(stage.name)
+    mixture = PipelineWindows(_members(caches, training, windows, relabel), pipeline)
+    sampler = make_sampler(config, mixture, rank, world_size)
+    hooks = list(hooks)
+    if any(len(episodes) for episodes in held.values()):
+        validation = PipelineWindows(_members(caches, held, windows, ()), pipeline)
+        hooks.insert(0, ValidationLoss(validation, stage.batch_size, config.validation_batches))
+    info = {"stage": stage.name, "data": {name: _provenance(cache, training[name]) for name, cache in caches.items()}}
+    return Job(model, BatchLoader(mixture, sampler, config.ahead), pipeline, run, config, hooks, info)
+
+
+def open_cache(name: str, data: DataSet, progress: Progress | None = None) -> FrameCache:
+    """The data set's cache, built from `source` first when it is missing."""
+    path = Path(data.path)
+    if (path / "meta.json").is_file() or data.source is None:
+        return FrameCache(path)
+    from embodied.data.cache_build import CacheConfig, build_cache
+    from embodied.data.lerobot_reader import LeRobotSource
+
+    source = Path(data.source) if Path(data.source).is_dir() else data_folder(data.source)
+    if source is None:
+        raise ValueError(
+            f"data set {name!r}: {data.path} is no cache, and its source {data.source!r} is neither a folder nor under "
+            "EMBODIED_DATA: set EMBODIED_DATA, or make the cache with `embodied data cache`"
+        )
+    return build_cache(LeRobotSource(source), path, CacheConfig(), _named(progress, f"cache of {name}"))
+
+
+def make_sampler(config: TrainConfig, mixture: Mixture, rank: int, world_size: int) -> Sampler:
+    """Frames alike within each set and sets by their weights, or every instruction alike (times its set's weight)."""
+    size, data = config.stage.batch_size, config.data
+    weights = [entry.weight for entry in data.sets.values()]
+    if data.balance is Balance.frames:
+        given = [length if weight is None else weight for weight, length in zip(weights, mixture.lengths, strict=True)]
+        if any(weight is not None for weight in weights) and any(weight is None for weight in weights):
+            raise ValueError(f"data.sets: give every set a weight or none, got {weights}")
+        return MixtureSampler(mixture.lengths, given, size, config.seed, rank, world_size)
+    parts = [_instructions(member) for member in mixture.members]
+    count: dict[str, int] = {}
+    for names in parts:
+        for name, frames in zip(*np.unique(names, return_counts=True), strict=True):
+            count[str(name)] = count.get(str(name), 0) + int(frames)
+    values = [
+        np.array([1 / count[str(name)] for name in names]) * (1.0 if weight is None else weight)
+        for names, weight in zip(parts, weights, strict=True)
+    ]
+    return WeightedSampler(np.concatenate(values), size, config.seed, rank, world_size)
+
+
+class ValidationLoss:
+    """The loss over episodes kept from training, on up to `batches` batches spread over them."""
+
+    def __init__(self, windows: Mixture, batch_size: int, batches: int) -> None:
+        self.windows = windows
+        every = list(sequential_batches(len(windows), batch_size))
+        chosen = np.unique(np.linspace(0, len(every) - 1, min(batches, len(every))).astype(int))
+        self.batches = [every[i] for i in chosen]
+
+    def __call__(self, step: int, model: Any) -> Mapping[str, float]:  # noqa: ARG002
+        device = next(model.parameters()).device
+        rows = []
+        for samples in self.batches:
+            loss, metrics = model.training_step(to_tensors(self.windows.get_batch(samples), device))
+            rows.append({"loss": float(loss), **{key: float(value) for key, value in metrics.items()}})
+        return {f"validation/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def _model_settings(config: TrainConfig) -> dict[str, Any]:
+    given = [entry for entry in (config.policy, config.world_model) if entry is not None]
+    if len(given) != 1:
+        raise ValueError("give either policy=NAME or world_model=NAME, one of the two")
+    return dict(given[0])
+
+
+def _split(config: TrainConfig, caches: Mapping[str, FrameCache]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Episode positions for training and validation, by data set."""
+    training, held = {}, {}
+    for name, cache in caches.items():
+        chosen = select_episodes(cache, config.data.sets[name])
+        first, second = split_episodes(cache, config.data.holdout, config.seed)
+        training[name], held[name] = np.intersect1d(first, chosen), np.intersect1d(second, chosen)
+        if not len(training[name]):
+            raise ValueError(f"data set {name!r}: no episode is left to train on: check suites and success_only")
+    return training, held
+
+
+def select_episodes(cache: FrameCache, data: DataSet) -> np.ndarray:
+    """Positions of the episodes that the settings keep, at most `limit_per_task` of each instruction."""
+    table = cache.episodes
+    kept = np.ones(len(table), bool)
+    if data.suites:
+        kept &= np.isin([table.suites[i] for i in table.suite_id], data.suites)
+    if data.success_only:
+        kept &= table.success == 1
+    if data.limit_per_task is not None:
+        for task in range(len(table.languages)):
+            kept[np.flatnonzero(kept & (table.task_id == task))[data.limit_per_task :]] = False
+    return np.flatnonzero(kept)
+
+
+def _members(
+    caches: Mapping[str, FrameCache],
+    episodes: Mapping[str, np.ndarray],
+    windows: WindowConfig,
+    relabel: Sequence[Relabel],
+) -> list[Windows]:
+    return [
+        Windows(cache, windows, episodes[name], relabel=relabel)
+        for name, cache in caches.items()
+        if len(episodes[name])
+    ]
+
+
+def _instructions(windows: Windows) -> np.ndarray:
+    table = windows.cache.episodes
+    names = np.array([table.languages[i] for i in table.task_id[windows.episodes]])
+    return np.repeat(names, table.length[windows.episodes])
+
+
+def _provenance(cache: FrameCache, episodes: np.ndarray) -> dict[str, Any]:
+    return {"name": cache.name, "episodes": len(episodes), "frames": int(cache.episodes.length[episodes].sum())}
+
+
+def _named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(name, done, total)
