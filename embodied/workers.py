@@ -147,6 +147,15 @@ class WorkerPool:
             self._send(worker, ("drop", name), timeout)
             self._wait_for(worker)
 
+    def clear(self) -> None:
+        """Drops every object of every worker; a worker with a call under way is ended instead."""
+        for worker in self.busy():
+            self.restart(worker)
+        for worker in list(self._processes):
+            with contextlib.suppress(WorkerError):
+                self._send(worker, ("clear", ""), None)
+                self._wait_for(worker)
+
     def restart(self, worker: int) -> None:
         """Ends the process, and any call under way; the next call starts a new one."""
         process = self._processes.pop(worker, None)
@@ -308,7 +317,8 @@ def _handle(objects: dict[str, Any], kind: str, name: str, *rest: Any) -> Any:
             raise ValueError(f"the worker owns {sorted(objects)}, not {name!r}: build it first (a restart loses all)")
         args = tuple(objects[arg.name] if isinstance(arg, Ref) else arg for arg in args)
         return getattr(objects[name], method)(*args, **kwargs)
-    _drop(objects, name)
+    for old in list(objects) if kind == "clear" else [name]:
+        _drop(objects, old)
     if kind == "build":
         config, overrides = rest
         objects[name] = build(config, **overrides)

@@ -28,32 +28,47 @@ SIMULATOR_SIDE = "simulator"
 PROBE_TARGET = "embodied.evaluation.rollout.Probe"
 
 
-def evaluate(config: EvaluateConfig, policy: Policy | None = None, command: str | None = None) -> Summary:
+def evaluate(
+    config: EvaluateConfig,
+    policy: Policy | None = None,
+    command: str | None = None,
+    pool: WorkerPool | None = None,
+) -> Summary:
     """Runs the episodes that are still missing in the run folder, then writes summary.json, videos and report.html.
 
-    `policy` takes the place of the config's (a training loop's own, in memory). Raises ValueError for settings that
-    do not fit, also to the folder being resumed.
+    `policy` takes the place of the config's (a training loop's own, in memory); `pool` that of workers made for this
+    run (several evaluations in a row save the simulators' imports). Raises ValueError for settings that do not fit,
+    also to the folder being resumed.
     """
+    if pool is None:
+        with WorkerPool(config.workers, timeout=config.call_timeout) as own:
+            return _evaluate(config, policy, command, own)
+    try:
+        return _evaluate(config, policy, command, pool)
+    finally:
+        pool.clear()
+
+
+def _evaluate(config: EvaluateConfig, policy: Policy | None, command: str | None, pool: WorkerPool) -> Summary:
     tasks = suite_tasks(config)
     folder = RunFolder(Path(config.run) if config.run else new_run_folder("evaluate"))
-    with WorkerPool(config.workers, timeout=config.call_timeout) as pool:
-        policy, expert, spec = _policy(config, policy, pool)
-        episodes = _episodes(config, policy, tasks)
-        _agree(folder, config, spec, tasks)
-        _note_invocation(folder, config, command)
-        settings = RunSettings(
-            _environment(config, spec),
-            tasks,
-            config.replan,
-            config.max_attempts,
-            config.batching,
-            config.call_timeout,
-        )
-        done = _done(folder, episodes, config.retry_errors)
-        missing = [episode for episode in episodes if episode.key not in done]
-        with _Progress(len(episodes), list(done.values())) as progress:
-            Runner(pool, folder, settings, spec, policy, expert, progress.add).run(missing)
-    return _finish(folder, config, episodes)
+    policy, expert, spec = _policy(config, policy, pool)
+    episodes = _episodes(config, policy, tasks)
+    _agree(folder, config, spec, tasks)
+    _note_invocation(folder, config, command)
+    settings = RunSettings(
+        _environment(config, spec),
+        tasks,
+        config.replan,
+        config.max_attempts,
+        config.batching,
+        config.call_timeout,
+    )
+    done = _done(folder, episodes, config.retry_errors)
+    missing = [episode for episode in episodes if episode.key not in done]
+    with _Progress(len(episodes), list(done.values())) as progress:
+        Runner(pool, folder, settings, spec, policy, expert, progress.add).run(missing)
+    return _finish(folder, config, episodes, pool)
 
 
 def _policy(
@@ -140,7 +155,7 @@ def _done(folder: RunFolder, episodes: list[Episode], retry_errors: bool) -> dic
     }
 
 
-def _finish(folder: RunFolder, config: EvaluateConfig, episodes: list[Episode]) -> Summary:
+def _finish(folder: RunFolder, config: EvaluateConfig, episodes: list[Episode], pool: WorkerPool) -> Summary:
     """Summary of the episodes asked for (a folder may hold more), its JSON, videos and page."""
     wanted = {episode.key for episode in episodes}
     summary = summarise(folder.path, [r for key, r in folder.records().items() if key in wanted])
@@ -149,7 +164,7 @@ def _finish(folder: RunFolder, config: EvaluateConfig, episodes: list[Episode]) 
         from embodied.evaluation.report import ReportRun, write_report
         from embodied.evaluation.videos import render_videos
 
-        clips = render_videos(folder, config.env, summary.records, config.videos, config.video_size, config.workers)
+        clips = render_videos(folder, config.env, summary.records, config.videos, config.video_size, pool=pool)
         title = f"{summary.records[0].policy} on {config.env['suite']}"
         summary.report = write_report(folder.path, title, [ReportRun(folder, summary, clips)])
     return summary

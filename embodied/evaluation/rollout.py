@@ -13,6 +13,8 @@ from embodied.evaluation.records import state_digest
 from embodied.protocols import Episode, Expert, Observation, PolicySpec, SimEnv
 from embodied.schema import ACTION_DIM, STATE
 
+TURN = 20  # steps of an expert between two messages
+
 
 @dataclass(frozen=True)
 class View:
@@ -60,17 +62,21 @@ class Rollout:
         return View(result.steps, result.success, None if over else observation, seconds, end=_end(observation))
 
     def demonstrate(self, limit: int) -> View:
-        """One decision of the expert, executed, of at most `limit` steps."""
+        """The expert's next decisions, executed: about `TURN` steps, at most `limit`, up to success."""
         assert self.expert is not None
-        began = time.perf_counter()
-        actions = np.zeros((0, ACTION_DIM), np.float32) if self.expert.done else self.expert.act(self.env)[:limit]
-        decided = time.perf_counter()
-        result = self.env.run_steps(actions) if len(actions) else None
-        steps, success = (result.steps, result.success) if result else (0, False)
+        executed: list[np.ndarray] = []
+        steps, success, sim_s, policy_s = 0, False, 0.0, 0.0
+        while not success and not self.expert.done and steps < min(limit, TURN):
+            began = time.perf_counter()
+            actions = np.asarray(self.expert.act(self.env), np.float32)[: limit - steps]
+            decided = time.perf_counter()
+            result = self.env.run_steps(actions)
+            sim_s, policy_s = sim_s + time.perf_counter() - decided, policy_s + decided - began
+            executed.append(actions[: result.steps])
+            steps, success = steps + result.steps, result.success
+        done = np.concatenate(executed) if executed else np.zeros((0, ACTION_DIM), np.float32)
         end = _end(self.env.observe(images=False))
-        sim_s, policy_s = time.perf_counter() - decided, decided - began
-        finished = bool(self.expert.done) or not len(actions)
-        return View(steps, success, None, sim_s, policy_s, np.asarray(actions[:steps], np.float32), None, end, finished)
+        return View(steps, success, None, sim_s, policy_s, done, None, end, bool(self.expert.done))
 
     def close(self) -> None:
         self.env.close()

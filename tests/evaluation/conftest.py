@@ -9,6 +9,7 @@ import pytest
 
 from embodied.evaluation.config import Catalogue, EvaluateConfig
 from embodied.registry import registry
+from embodied.workers import WorkerPool
 
 HERE = str(Path(__file__).parent)
 TARGETS = [f"point_mass.{name}" for name in ("PointMassEnv", "Pointing", "Seeing", "tasks", "count_states")]
@@ -17,11 +18,18 @@ if HERE not in sys.path:
     sys.path.append(HERE)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _allowed():
     registry().target(*TARGETS)
     yield
     registry().targets.difference_update(TARGETS)
+
+
+@pytest.fixture(scope="session")
+def pool(_allowed):
+    """Two workers for many tests: starting a process is what costs."""
+    with WorkerPool(2, timeout=20) as pool:
+        yield pool
 
 
 @pytest.fixture

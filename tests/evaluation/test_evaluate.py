@@ -38,9 +38,9 @@ def in_process(record) -> tuple[int, bool]:
     return steps, success
 
 
-def test_every_episode_is_run_once_and_ends_as_it_does_alone(settings):
+def test_every_episode_is_run_once_and_ends_as_it_does_alone(pool, settings):
     policy = point_mass.Seeing()
-    summary = evaluate(settings, policy)
+    summary = evaluate(settings, policy, pool=pool)
     records = RunFolder(Path(settings.run)).records()
     assert len(records) == len(summary.records) == 9
     assert sorted((r.episode.task, r.episode.init_state, r.episode.seed) for r in records.values()) == [
@@ -56,9 +56,9 @@ def test_every_episode_is_run_once_and_ends_as_it_does_alone(settings):
     assert json.loads((summary.folder / "summary.json").read_text())["all"]["success"] == summary.all.success
 
 
-def test_batches_are_formed_of_what_waits_and_do_not_change_results(settings, tmp_path):
+def test_batches_are_formed_of_what_waits_and_do_not_change_results(pool, settings, tmp_path):
     together, single = point_mass.Seeing(), point_mass.Seeing()
-    evaluate(replace(settings, workers=3), together)
+    evaluate(settings, together, pool=pool)
     evaluate(replace(settings, run=str(tmp_path / "one"), workers=1, batching=Batching.SINGLE), single)
     assert set(single.batches) == {1}
     assert max(together.batches) > 1
@@ -66,33 +66,33 @@ def test_batches_are_formed_of_what_waits_and_do_not_change_results(settings, tm
     assert outcomes(Path(settings.run)) == outcomes(tmp_path / "one")
 
 
-def test_replan_override_changes_how_often_the_policy_looks(settings, tmp_path):
+def test_replan_override_changes_how_often_the_policy_looks(pool, settings, tmp_path):
     often, seldom = point_mass.Seeing(), point_mass.Seeing()
-    evaluate(replace(settings, tasks=[1], replan=1), often)
-    evaluate(replace(settings, tasks=[1], replan=6, run=str(tmp_path / "b")), seldom)
+    evaluate(replace(settings, tasks=[1], replan=1), often, pool=pool)
+    evaluate(replace(settings, tasks=[1], replan=6, run=str(tmp_path / "b")), seldom, pool=pool)
     records = RunFolder(tmp_path / "b").records().values()
     assert sum(seldom.batches) == sum(-(-r.steps // 6) for r in records)
     assert sum(often.batches) == sum(r.steps for r in RunFolder(Path(settings.run)).records().values())
     with pytest.raises(ValueError, match="replan should be 1 to the policy's chunk of 6, got 7"):
-        evaluate(replace(settings, replan=7, run=str(tmp_path / "c")), point_mass.Seeing())
+        evaluate(replace(settings, replan=7, run=str(tmp_path / "c")), point_mass.Seeing(), pool=pool)
 
 
-def test_the_limit_is_the_protocols_and_a_failure_is_no_error(settings):
-    summary = evaluate(replace(settings, max_steps=3, tasks=[2]), point_mass.Seeing())
+def test_the_limit_is_the_protocols_and_a_failure_is_no_error(pool, settings):
+    summary = evaluate(replace(settings, max_steps=3, tasks=[2]), point_mass.Seeing(), pool=pool)
     assert [(r.outcome, r.steps, r.max_steps) for r in summary.records] == [(Outcome.FAILURE, 3, 3)] * 3
 
 
-def test_instruction_reaches_the_policy_and_the_record(settings):
+def test_instruction_reaches_the_policy_and_the_record(pool, settings):
     policy = point_mass.Seeing()
-    summary = evaluate(replace(settings, tasks=[0], instruction="go to number 2"), policy)
+    summary = evaluate(replace(settings, tasks=[0], instruction="go to number 2"), policy, pool=pool)
     assert policy.words == {"go to number 2"}
     assert all(r.outcome is Outcome.FAILURE and r.words == "go to number 2" for r in summary.records)
     assert all(r.key.endswith("/go to number 2") for r in summary.records)
 
 
-def test_an_expert_runs_in_the_simulators_process(settings):
+def test_an_expert_runs_in_the_simulators_process(pool, settings):
     expert = {"runs_in": "simulator", "_target_": "point_mass.Pointing"}
-    summary = evaluate(replace(settings, policy=expert))
+    summary = evaluate(replace(settings, policy=expert), pool=pool)
     assert summary.all.success == 9
     assert summary.records[0].policy == "pointing"
     for record in summary.records:
@@ -103,9 +103,9 @@ def test_an_expert_runs_in_the_simulators_process(settings):
         assert env.steps == record.steps == len(actions)
 
 
-def test_an_expert_that_gives_up_has_failed(settings):
+def test_an_expert_that_gives_up_has_failed(pool, settings):
     expert = {"runs_in": "simulator", "_target_": "point_mass.Pointing", "quits_after": 3}
-    summary = evaluate(replace(settings, policy=expert, tasks=[1]))
+    summary = evaluate(replace(settings, policy=expert, tasks=[1]), pool=pool)
     assert [(r.outcome, r.steps) for r in summary.records] == [(Outcome.FAILURE, 3)] * 3
 
 
@@ -117,11 +117,11 @@ def trouble(settings, tmp_path, **files: int):
     return replace(settings, env={**settings.env, "trouble": str(folder)})
 
 
-def test_crash_hang_and_exception_cost_an_attempt_and_never_count_as_failure(settings, tmp_path):
-    plain = evaluate(settings, point_mass.Seeing())
+def test_crash_hang_and_exception_cost_an_attempt_and_never_count_as_failure(pool, settings, tmp_path):
+    plain = evaluate(settings, point_mass.Seeing(), pool=pool)
     troubled = trouble(settings, tmp_path, CRASH_0_7=1, KILL_1_8=2, RAISE_0_8=1, HANG_2_7=1, RAISE_2_9=99)
     troubled = replace(troubled, run=str(tmp_path / "troubled"), call_timeout=1.5)
-    summary = evaluate(troubled, point_mass.Seeing())
+    summary = evaluate(troubled, point_mass.Seeing(), pool=pool)
     kinds = {(r.episode.task, r.episode.seed): [e.kind for e in r.errors] for r in summary.records if r.errors}
     assert kinds == {
         (0, 7): [FailureKind.CRASH.value],
@@ -142,57 +142,57 @@ def test_crash_hang_and_exception_cost_an_attempt_and_never_count_as_failure(set
     assert "1 " in summary.table().splitlines()[-1]
 
 
-def test_errors_are_retried_on_request_only(settings, tmp_path):
+def test_errors_are_retried_on_request_only(pool, settings, tmp_path):
     troubled = trouble(settings, tmp_path, RAISE_1_7=2)
     troubled = replace(troubled, tasks=[1], max_attempts=2)
-    assert evaluate(troubled, point_mass.Seeing()).all.error == 1
-    assert evaluate(troubled, point_mass.Seeing()).all.error == 1
-    again = evaluate(replace(troubled, retry_errors=True), point_mass.Seeing())
+    assert evaluate(troubled, point_mass.Seeing(), pool=pool).all.error == 1
+    assert evaluate(troubled, point_mass.Seeing(), pool=pool).all.error == 1
+    again = evaluate(replace(troubled, retry_errors=True), point_mass.Seeing(), pool=pool)
     assert (again.all.error, again.all.counted) == (0, 3)
 
 
-def test_a_simulator_that_never_works_ends_the_run(settings):
+def test_a_simulator_that_never_works_ends_the_run(pool, settings):
     broken = replace(settings, env={**settings.env, "image_size": 16, "colour": "red"}, max_attempts=1)
     with pytest.raises(ValueError, match=r"8 episodes in a row.*unexpected keyword argument 'colour'"):
-        evaluate(broken, point_mass.Seeing())
+        evaluate(broken, point_mass.Seeing(), pool=pool)
 
 
-def test_what_the_policy_raises_ends_the_run_and_nothing_is_counted(settings):
+def test_what_the_policy_raises_ends_the_run_and_nothing_is_counted(pool, settings):
     policy = point_mass.Seeing()
     policy.act = lambda observation, slots: np.full((len(slots), 6, 7), np.nan, np.float32)
     with pytest.raises(ValueError, match="policy seeing should return finite actions of shape"):
-        evaluate(settings, policy)
+        evaluate(settings, policy, pool=pool)
     assert not RunFolder(Path(settings.run)).records()
 
 
-def test_resuming_adds_episodes_and_refuses_other_settings(settings):
-    first = evaluate(replace(settings, tasks=[0], episodes=2), point_mass.Seeing())
+def test_resuming_adds_episodes_and_refuses_other_settings(pool, settings):
+    first = evaluate(replace(settings, tasks=[0], episodes=2), point_mass.Seeing(), pool=pool)
     before = outcomes(first.folder)
     more = point_mass.Seeing()
-    summary = evaluate(settings, more)
+    summary = evaluate(settings, more, pool=pool)
     assert len(summary.records) == 9
     assert before.items() <= outcomes(first.folder).items()
     untouched = point_mass.Seeing()
-    evaluate(settings, untouched)
+    evaluate(settings, untouched, pool=pool)
     assert untouched.batches == []  # all were finished
     with pytest.raises(ValueError, match=r"other settings: policy.digest.*chunk: 6 -> 8"):
-        evaluate(settings, point_mass.Seeing(chunk=8))
+        evaluate(settings, point_mass.Seeing(chunk=8), pool=pool)
     with pytest.raises(ValueError, match=r"max_steps.0: 40 -> 30"):
-        evaluate(replace(settings, max_steps=30), point_mass.Seeing())
+        evaluate(replace(settings, max_steps=30), point_mass.Seeing(), pool=pool)
     assert [len(i["config"]["tasks"] or [0, 1, 2]) for i in RunFolder(first.folder).invocations()] == [1, 3, 3]
 
 
-def test_starts_are_stored_where_there_are_any(settings, tmp_path):
+def test_starts_are_stored_where_there_are_any(pool, settings, tmp_path):
     seeded = replace(settings, env={**settings.env, "suite": "points_seeded"}, tasks=[0], run=str(tmp_path / "s"))
-    assert {r.episode.init_state for r in evaluate(seeded, point_mass.Seeing()).records} == {None}
+    assert {r.episode.init_state for r in evaluate(seeded, point_mass.Seeing(), pool=pool).records} == {None}
     drawn = replace(settings, starts=Starts.RANDOM, tasks=[0])
-    assert {r.key for r in evaluate(drawn, point_mass.Seeing()).records} == {
+    assert {r.key for r in evaluate(drawn, point_mass.Seeing(), pool=pool).records} == {
         f"points/0/random/s{seed}/none" for seed in (7, 8, 9)
     }
     with pytest.raises(ValueError, match="task 0 has 5 stored initial states, first \\+ episodes asks for 6"):
-        evaluate(replace(settings, tasks=[0], first=3, run=str(tmp_path / "t")), point_mass.Seeing())
+        evaluate(replace(settings, tasks=[0], first=3, run=str(tmp_path / "t")), point_mass.Seeing(), pool=pool)
     with pytest.raises(ValueError, match=r"tasks of points should be among 0..2, got \[0, 3\]"):
-        evaluate(replace(settings, tasks=[0, 3]), point_mass.Seeing())
+        evaluate(replace(settings, tasks=[0, 3]), point_mass.Seeing(), pool=pool)
 
 
 def test_differences_name_the_key():
