@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from embodied.data import lerobot_layout as fmt
 from embodied.data.lerobot_layout import Layout
-from embodied.data.statistics import Statistics, column_statistics, image_histogram, image_statistics
-from embodied.data.video_writer import count_frames, encode_video
+from embodied.data.statistics import Statistics, column_statistics, image_statistics
+from embodied.data.video_writer import count_frames, encode_video, pixel_histogram
 from embodied.io import write_atomic, write_json
 
 OURS = "meta/embodied.json"
@@ -75,7 +75,7 @@ def encode_episode(
     videos = {key: folder / f"{key}.mp4" for key in layout.images}
     for key, path in videos.items():
         encode_video(images[key], path, layout.fps, layout.video)
-    histograms = {key: image_histogram(images[key]) for key in layout.images}
+    histograms = {key: pixel_histogram(images[key]) for key in layout.images}
     return EncodedEpisode(dict(columns), videos, histograms, task, dict(metadata))
 
 

@@ -104,3 +104,8 @@ def count_frames(path: Path, fps: int) -> int:
             f"{path}: frame {uneven} should be at {uneven / fps:.3f} s, it is at {float(times[uneven]):.3f} s"
         )
     return len(times)
+
+
+def pixel_histogram(frames: np.ndarray) -> np.ndarray:
+    """Pixels per channel and level of frames (T, H, W, 3) uint8: (3, 256) int64. Needs no torch: simulators use it."""
+    return np.stack([np.bincount(frames[..., channel].ravel(), minlength=256) for channel in range(3)])
