@@ -16,12 +16,38 @@ from typing import Any
 import numpy as np
 
 from embodied.data.lerobot_meta import LeRobotMeta, read_meta
-from embodied.data.source import TIMESTAMP, ColumnSpec, EpisodeInfo
+from embodied.data.source import ColumnSpec, EpisodeInfo
 from embodied.data.video import Video
 from embodied.schema import TASK
 
 OPEN_VIDEOS = 16
-KNOWN_ROW_KEYS = {"episode_index", "tasks", "length", "suite", "suite_task", "success", "dataset_from_index"}
+
+
+class TableFiles:
+    """The parquet rows of episodes; the last file read stays in memory."""
+
+    def __init__(self, meta: LeRobotMeta) -> None:
+        self.meta = meta
+        self._table: tuple[Path, Any] | None = None
+
+    def rows(self, episode: int) -> Any:
+        """All rows of the episode at this position, however many (a pyarrow table)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.meta.data_file(self.meta.episodes[episode])
+        if self._table is None or self._table[0] != path:
+            try:
+                self._table = (path, pq.read_table(path))
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ValueError(f"{path} cannot be read ({error}): copy the data set again") from error
+        table = self._table[1]
+        if "episode_index" not in table.column_names:
+            raise ValueError(f"{path} has no column 'episode_index': copy the data set again")
+        number = int(self.meta.episodes[episode]["episode_index"])
+        found = np.flatnonzero(table["episode_index"].to_numpy() == number)
+        in_one_piece = len(found) == 0 or found[-1] - found[0] == len(found) - 1
+        return table.slice(int(found[0]), len(found)) if in_one_piece and len(found) else table.take(found)
 
 
 class LeRobotSource:
@@ -41,7 +67,7 @@ class LeRobotSource:
         self.episodes = _episode_infos(self.meta)
         lengths = [info.length for info in self.episodes]
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._table: tuple[Path, Any] | None = None
+        self._tables = TableFiles(self.meta)
         self._videos: OrderedDict[Path, Video] = OrderedDict()
 
     @property
@@ -72,31 +98,22 @@ class LeRobotSource:
             result = video.read(video.numbers_at(times, tolerance=0.5 / self.fps))
         return result[:, ::-1, ::-1] if self.rotate else result
 
+    def first_row(self, episode: int) -> dict[str, Any]:
+        """The first row of the episode's table, every column by name."""
+        return self._rows(episode).slice(0, 1).to_pylist()[0]
+
     def close(self) -> None:
         while self._videos:
             self._videos.popitem()[1].close()
 
     def _rows(self, episode: int) -> Any:
-        """The episode's rows of its parquet file; the last file read stays in memory."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self.meta.data_file(self.meta.episodes[episode])
-        if self._table is None or self._table[0] != path:
-            try:
-                self._table = (path, pq.read_table(path))
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ValueError(f"{path} cannot be read ({error}): copy the data set again") from error
-        table = self._table[1]
-        number = int(self.meta.episodes[episode]["episode_index"])
-        found = np.flatnonzero(table["episode_index"].to_numpy() == number)
-        length = self.episodes[episode].length
-        if len(found) != length or (length and found[-1] - found[0] != length - 1):
+        rows, length = self._tables.rows(episode), self.episodes[episode].length
+        if len(rows) != length:
             raise ValueError(
-                f"{path}: episode {number} should have {length} rows in one piece, got {len(found)}: "
-                "run `embodied data validate`"
+                f"{self.meta.data_file(self.meta.episodes[episode])}: episode {episode} should have {length} rows, got "
+                f"{len(rows)}: run `embodied data validate`"
             )
-        return table.slice(int(found[0]), length)
+        return rows
 
     def _video(self, path: Path) -> Video:
         if path not in self._videos:
@@ -187,9 +204,10 @@ def _info(meta: LeRobotMeta, record: Mapping[str, Any], length: int) -> EpisodeI
         length=length,
         task=meta.task_of(record),
         suite=str(record.get("suite", "")),
-        task_index=int(record.get("suite_task", record.get("task", -1))),
-        success=None if success is None else bool(success),
-        source=f"{meta.root.resolve().name}/{number}",
+        task_index=int(record.get("task_index", record.get("task", -1))),
+        success=None if success is None or success < 0 else bool(success),
+        source=str(record.get("source", f"{meta.root.resolve().name}/{number}")),
+        split=str(record.get("split", "")),
         extra=extra,
     )
 
@@ -230,6 +248,3 @@ def _decode_image(value: Mapping[str, Any]) -> np.ndarray:
         raise ValueError("an image of the table has no bytes of its own: embed the images or store videos")
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-__all__ = ["TIMESTAMP", "BatchReader", "LeRobotSource", "column_array"]

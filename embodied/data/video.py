@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 
+class VideoError(ValueError):
+    """A file that is no whole video. `frame`: the first number that cannot be had, None when nothing can."""
+
+    def __init__(self, message: str, frame: int | None = None) -> None:
+        super().__init__(message)
+        self.frame = frame
+
+
 class Video:
     """An open video. Frames are numbered 0, 1, .. in order of presentation. A context manager.
 
-    Raises ValueError, naming the file, when it cannot be read (truncated, no video stream).
+    Raises VideoError, naming the file, when it cannot be read (truncated, no video stream).
     """
 
     def __init__(self, path: Path) -> None:
@@ -22,16 +30,16 @@ class Video:
 
         self.path = path
         if not path.is_file():
-            raise ValueError(f"{path} should be a video file, there is none: copy the data set again")
+            raise VideoError(f"{path} should be a video file, there is none: copy the data set again")
         try:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
             self._stream.codec_context.thread_count = 1
             packets = [(p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.pts is not None]
         except (av.error.FFmpegError, IndexError) as error:
-            raise ValueError(f"{path} cannot be read as video ({error}): copy or record it again") from error
+            raise VideoError(f"{path} cannot be read as video ({error}): copy or record it again") from error
         if not packets:
-            raise ValueError(f"{path} holds no frame: copy or record it again")
+            raise VideoError(f"{path} holds no frame: copy or record it again")
         packets.sort()
         self._pts = np.array([pts for pts, _ in packets], np.int64)
         keys = np.array([is_key for _, is_key in packets])
@@ -96,9 +104,9 @@ class Video:
                 if found > number:
                     break
         except av.error.FFmpegError as error:
-            raise ValueError(f"{self.path}: frame {number} cannot be decoded ({error}): record it again") from error
+            raise VideoError(f"{self.path}: frame {number} cannot be decoded ({error})", number) from error
         self._next = len(self)
-        raise ValueError(f"{self.path}: frame {number} of {len(self)} cannot be decoded: the file is damaged")
+        raise VideoError(f"{self.path}: frame {number} of {len(self)} cannot be decoded: it is damaged", number)
 
     def close(self) -> None:
         self._frames = iter(())
