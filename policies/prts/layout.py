@@ -112,14 +112,15 @@ class Layout:
         flat = rows_BTD.reshape(-1, rows_BTD.shape[-1]).index_select(0, index_SN.flatten())
         return flat.view(*index_SN.shape, -1), real_SN
 
-    def last(self, rows_BTD: Tensor, role: Role) -> Tensor:
-        """The last token of a role's block in each sample: (S, D). ValueError when some sample has no such block."""
-        counts_S = self.counts_SR[:, role]
+    def last(self, rows_BTD: Tensor, role: Role, samples: Tensor | None = None) -> Tensor:
+        """The last token of a role's block in each sample, or in those named: (S, D). ValueError without one."""
+        chosen = torch.arange(self.samples, device=rows_BTD.device) if samples is None else samples
+        counts_S = self.counts_SR[chosen, role]
         if bool((counts_S == 0).any()):
             raise ValueError(
                 f"every sample should have a {role.name} block, some have none: give it at least one token"
             )
-        end_S = self.first_S + self.counts_SR[:, : role + 1].sum(1) - 1
+        end_S = self.first_S[chosen] + self.counts_SR[chosen, : role + 1].sum(1) - 1
         return rows_BTD.reshape(-1, rows_BTD.shape[-1]).index_select(0, end_S)
 
     def _check_blocks(self, blocks: Mapping[Role, Tensor]) -> None:

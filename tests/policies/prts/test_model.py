@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embodied.schema import ACTION, IMAGE_KEYS, STATE, TASK
+from policies.prts.layout import Role
+from policies.prts.model import ActionTokens
+from policies.prts.nano import PRTSNano
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain", "joint"])
+def test_every_trained_parameter_of_a_stage_gets_a_gradient(nano, stage):
+    model = nano.tiny()
+    model.set_stage(stage)
+    loss, parts = model.training_step(nano.batch_for(model, nano.five))
+    loss.backward()
+    assert torch.isfinite(loss)
+    wrong = [name for name, p in model.named_parameters() if p.requires_grad != (p.grad is not None)]
+    assert wrong == []
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    expected = {
+        "pretrain": {"backbone", "embed_action", "action_head", "phi_token", "psi_token", "crl"},
+        "posttrain": {"backbone", "expert"},
+        "joint": {"backbone", "embed_action", "action_head", "phi_token", "psi_token", "crl", "expert"},
+    }
+    assert trained == expected[stage]
+    assert ("flow" in parts) == (stage != "pretrain")
+
+
+def test_behaviour_cloning_is_untouched_by_the_contrastive_blocks(nano):
+    losses = []
+    for contrastive in (1.0, 0.0):
+        model = nano.tiny(contrastive=contrastive)
+        model.set_stage("pretrain")
+        losses.append(model.training_step(nano.batch_for(model, nano.five))[1])
+    assert "action_to_goal" not in losses[1]
+    assert losses[0]["bc"].item() == pytest.approx(losses[1]["bc"].item(), abs=1e-5)
+
+
+def features(model, batch):
+    words = model.backbone.words(batch[TASK])
+    encoded = model.encode(model.backbone.observe(batch), words, model.tokens(batch[ACTION]), phi=True, psi=True)
+    return model.phi(encoded), model.psi(encoded).index_select(0, words.index_B)
+
+
+@torch.no_grad()
+def test_phi_carries_no_instruction_and_psi_nothing_else(nano):
+    model = nano.tiny()
+    batch = nano.batch_for(model, nano.five)
+    phi, psi = features(model, batch)
+    swapped_phi, swapped_psi = features(model, {**batch, TASK: [nano.texts[1]] * 5})  # other words, other token counts
+    torch.testing.assert_close(phi, swapped_phi, atol=1e-5, rtol=0)
+    assert (psi[0] - swapped_psi[0]).abs().max() > 1e-3
+    other_phi, other_psi = features(model, {**nano.batch_for(model, nano.five, seed=1), TASK: list(nano.five)})
+    torch.testing.assert_close(psi, other_psi, atol=1e-5, rtol=0)
+    assert (phi - other_phi).abs().max() > 1e-3
+    torch.testing.assert_close(model.goals(model.backbone.words(nano.five))[[0, 1, 0, 2, 1]], psi, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_value_is_the_scaled_inner_product(nano):
+    model = nano.tiny()
+    batch = nano.batch_for(model, nano.five)
+    phi, psi = features(model, batch)
+    torch.testing.assert_close(model.value(batch), 5.0 * (phi * psi).sum(-1), atol=1e-4, rtol=0)
+
+
+def test_joint_training_stops_the_flow_gradient_at_the_backbone(nano):
+    model = nano.tiny()
+    model.set_stage("joint")
+    batch = nano.batch_for(model, nano.five)
+    observed, words = model.backbone.observe(batch), model.backbone.words(batch[TASK])
+    encoded = model.encode(observed, words, model.tokens(batch[ACTION]))
+    model._flow_loss(encoded, batch, stop=True).backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(p.grad is not None for p in model.expert.parameters())
+    model._flow_loss(encoded, batch, stop=False).backward()
+    assert any(p.grad is not None for p in model.backbone.parameters())
+
+
+@torch.no_grad()
+def test_cached_sampling_equals_one_pass_over_what_was_sampled(nano):
+    model = nano.tiny().eval()
+    batch = nano.batch_for(model, nano.five)
+    actions = model.predict(batch)
+    assert actions.shape == (5, 4, 7)
+    tokens = model.tokens(actions.clamp(-1, 1))  # what decodes to these actions, as byte-pair encoding joins it
+    assert (
+        model.tokenizer.integers([ids[:n] for ids, n in zip(tokens.ids_BN, tokens.count_B, strict=True)]) != 0
+    ).any()
+    lists = sampled(model, batch)
+    for i, ids in enumerate(lists):
+        one = {key: value[i : i + 1] for key, value in batch.items()}
+        forced, left = [], 28
+        for token in ids:
+            allowed = torch.from_numpy(model.tokenizer.lengths) <= left
+            scores = next_scores(model, one, forced)[: len(allowed)].masked_fill(~allowed, -torch.inf)
+            assert int(scores.argmax()) == token
+            forced.append(token)
+            left -= int(model.tokenizer.lengths[token])
+        assert left == 0
+
+
+def sampled(model, batch):
+    kept = {}
+    decode = type(model.tokenizer).decode
+
+    class Spy(type(model.tokenizer)):
+        def decode(self, tokens):
+            kept["tokens"] = tokens
+            return decode(self, tokens)
+
+    plain = model.tokenizer
+    model.tokenizer = Spy(plain.chunk, plain.action_dim, plain.scale, plain.bpe)
+    model.predict(batch)
+    model.tokenizer = plain
+    return kept["tokens"]
+
+
+def next_scores(model, one, forced):
+    """Scores of the next action token by one uncached pass over everything before it."""
+    actions = ActionTokens(torch.tensor([forced], dtype=torch.long), torch.tensor([len(forced)])) if forced else None
+    encoded = model.encode(model.backbone.observe(one), model.backbone.words(one[TASK]), actions)
+    return model.action_head(encoded.layout.last(encoded.hidden_BTD, Role.ACTION if forced else Role.INSTRUCTION))[0]
+
+
+@torch.no_grad()
+def test_flow_head_does_not_depend_on_the_rest_of_the_batch(nano):
+    model = nano.tiny(head="flow").eval()
+    for parameter in model.expert.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    batch, noise = nano.batch_for(model, nano.five), torch.randn(5, 4, 7)
+    together = model.predict(batch, noise)
+    for i in range(5):
+        one = {key: value[i : i + 1] for key, value in batch.items()}
+        torch.testing.assert_close(model.predict(one, noise[i : i + 1]), together[i : i + 1], atol=1e-5, rtol=1e-5)
+
+
+def test_learns_actions_and_goals_of_a_few_samples(nano):
+    model = nano.tiny()
+    model.set_stage("pretrain")
+    batch = nano.batch_for(model, nano.five)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        loss, parts = model.training_step(batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert parts["bc"] < 0.3
+    assert parts["action_to_goal"] < 0.1
+    model.eval()
+    assert (model.predict(batch) - batch[ACTION]).abs().max() < 2 * model.tokenizer.error_bound
+
+
+def test_failures_are_negatives_only(nano):
+    model = nano.tiny()
+    model.set_stage("pretrain")
+    batch = nano.batch_for(model, nano.five)
+    failed = {**batch, "success": torch.tensor([0, 0, 0, 0, 0], dtype=torch.int8)}
+    parts = model.training_step(failed)[1]
+    assert parts["action_to_goal"] == 0
+    assert parts["goal_to_action"] == 0
+    assert model.training_step(batch)[1]["goal_to_action"] > 0
+
+
+def test_errors_say_what_to_do(nano):
+    model = nano.tiny()
+    with pytest.raises(ValueError, match="stages pretrain, posttrain, joint, got 'bc'"):
+        model.set_stage("bc")
+    model.tokenizer = None
+    with pytest.raises(ValueError, match="FAST tokenizer should be fitted"):
+        model.training_step(nano.batch_for(model, nano.five))
+    with pytest.raises(ValueError, match="head should be one of"):
+        nano.tiny(head="other")
+    with pytest.raises(ValueError, match="grid should divide"):
+        PRTSNano({**nano.backbone, "grid": 3})
+
+
+@pytest.mark.slow
+def test_frozen_towers_give_the_tokens():
+    """Images and real words through the packaged weights: the default sizes, one sample."""
+    model = PRTSNano()
+    images = {key: torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8) for key in IMAGE_KEYS}
+    observed = model.backbone.observe({**images, STATE: torch.zeros(2, 11)})
+    assert observed.tokens_BND.shape == (2, 2 * (16 + 2) + 1, 192)
+    words = model.backbone.words(["pick up the alphabet soup", "pick up the ketchup", "pick up the alphabet soup"])
+    assert words.index_B.tolist() == [0, 1, 0]
+    assert words.first().tolist() == [0, 1]
+    assert words.count_U[0] > words.count_U[1] - 3
