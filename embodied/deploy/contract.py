@@ -201,7 +201,7 @@ class Contract:
 def contract_from(values: Mapping[str, Any], source: str = "contract") -> Contract:
     """A checked Contract. ValueError names every problem found, or the first wrong key with the nearest right one."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Contract), OmegaConf.create(dict(values)))
+        merged = OmegaConf.merge(OmegaConf.structured(Contract), OmegaConf.create(_floats(dict(values))))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ValueError(f"{source} needs a value for {', '.join(missing)}")
@@ -236,6 +236,15 @@ def unit_factor(unit: str, wanted: str) -> float:
     if UNITS[unit][0] != UNITS[wanted][0]:
         raise ValueError(f"{unit} is a {UNITS[unit][0]}, {wanted} a {UNITS[wanted][0]}: they do not convert")
     return UNITS[unit][1] / UNITS[wanted][1]
+
+
+def _floats(value: Any, inside: bool = False) -> Any:
+    """Integers in free mappings as floats: OmegaConf does not convert these."""
+    if isinstance(value, Mapping):
+        return {key: _floats(item, inside or key in ("workspace", "delta_scale")) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_floats(item, inside) for item in value]
+    return float(value) if inside and type(value) is int else value
 
 
 def _explain(error: OmegaConfBaseException) -> str:
