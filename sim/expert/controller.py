@@ -70,7 +70,8 @@ class Arm:
         self.scene = scene
         self.gripper = OPEN
 
-    def _action(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+    def toward(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """The action (7,) that goes towards a pose, the fingers as they are commanded."""
         now_rotation, now_position = self.scene.hand()
         move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max)
         return np.r_[move, self.gripper].astype(np.float32)
@@ -91,14 +92,14 @@ class Arm:
             best = min(best, error)
             if stalled >= STALL_STEPS:
                 return False
-            yield self._action(rotation, position)
+            yield self.toward(rotation, position)
         return False
 
     def hold(self, steps: int) -> Iterator[np.ndarray]:
         """Keeps the present pose for some steps."""
         rotation, position = self.scene.hand()
         for _ in range(steps):
-            yield self._action(rotation, position)
+            yield self.toward(rotation, position)
 
     def fingers(self, command: float) -> Iterator[np.ndarray]:
         """Closes until the fingers rest, or opens until they have let go, where the hand is.
@@ -110,10 +111,19 @@ class Arm:
         rotation, position = self.scene.hand()
         first = before = self.scene.fingers()
         for step in range(MAX_FINGER_STEPS):
-            yield self._action(rotation, position)
+            yield self.toward(rotation, position)
             now = self.scene.fingers()
             if command == OPEN and (now - first).min() > LET_GO:
                 return
             if step + 1 >= RAMP_STEPS and np.abs(now - before).max() < 4e-4:
                 return
             before = now
+
+    def half_open(self, opening: float) -> Iterator[np.ndarray]:
+        """From fully open fingers to about `opening` metres each, where they are then held."""
+        rotation, position = self.scene.hand()
+        self.gripper = CLOSE
+        for _ in range(round((self.scene.gripper.reach - opening) / (self.scene.gripper.reach / RAMP_STEPS))):
+            yield self.toward(rotation, position)
+        self.gripper = HOLD
+        yield from self.hold(3)

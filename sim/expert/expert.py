@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embodied.protocols import PolicySpec
+from sim.expert.articulated import Articulated
 from sim.expert.controller import OPEN, Arm
 from sim.expert.goals import Predicate, goals_of
 from sim.expert.picking import PickAndPlace
@@ -16,6 +17,7 @@ from sim.expert.scene import Scene
 
 VERSION = "1"
 MAX_SETTLE = 20  # steps waited for things to come to rest before planning
+ARTICULATED = ("open", "close", "turnon", "turnoff")
 REST_SPEED = 0.02  # m/s or rad/s
 ROUNDS = 3  # times the goal is gone through
 
@@ -75,7 +77,9 @@ class Expert:
                 return
 
     def _skill(self, predicate: Predicate) -> Iterator[np.ndarray]:
-        if predicate[0] in ("on", "in", "lifted", "in_bin", "on_peg"):
+        if predicate[0] in ARTICULATED:
+            yield from Articulated(self, predicate).run()
+        else:
             yield from PickAndPlace(self, predicate).run()
 
     def _settle(self) -> Iterator[np.ndarray]:

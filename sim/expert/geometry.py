@@ -7,6 +7,7 @@ n.x <= d and a sampled surface, both in the frame of its body. Units are metres;
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import mujoco
 import numpy as np
@@ -227,27 +228,46 @@ def vertical_span(planes: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.
 class GripperShape:
     """The hand as boxes in the frame of the grip site: x closes, z points out of the hand towards the object.
 
-    finger: box (2, 3) of the finger on +x with its inner face at x = 0 when the joints are closed; palm and wrist:
-    boxes (2, 3); reach: largest finger travel (m); pad: z range (2,) and y half width of the gripping surface.
+    finger: boxes (F, 2, 3) of the finger on +x, its inner face at x = 0 when the joints are closed. palm: boxes (P, 2,
+    3) of hand and wrist. reach: largest finger travel (m); pad_z: z range of the gripping surface; pad_y: its half
+    width; tip: z of the fingertips.
     """
 
     finger: np.ndarray
     palm: np.ndarray
-    wrist: np.ndarray
     reach: float
     pad_z: tuple[float, float]
     pad_y: float
 
+    @property
+    def tip(self) -> float:
+        return float(self.finger[:, 1, 2].max())
+
+    def tip_corners(self) -> np.ndarray:
+        """Corners (16, 3) of both fingertips when closed."""
+        corner = self.finger[-1][np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)]
+        return np.concatenate([corner, corner * [-1, 1, 1]])
+
     def boxes(self, opening: float, sweep: float, margin: float) -> np.ndarray:
-        """(4, 2, 3): two fingers each `opening` from the middle, palm, wrist; grown by `margin`, extended back by
-        `sweep` along -z (the way the hand came)."""
+        """(B, 2, 3): two fingers each `opening` from the middle, then palm and wrist; grown by `margin`, extended back
+        by `sweep` along -z (the way the hand came)."""
         right = self.finger + np.array([opening, 0, 0])
-        left = right[::-1] * [-1, 1, 1]
-        left[:, 1:] = right[:, 1:]
-        boxes = np.stack([right, left, self.palm, self.wrist])
+        left = right.copy()
+        left[:, :, 0] = -right[:, ::-1, 0]
+        boxes = np.concatenate([right, left, self.palm])
         boxes[:, 0] -= [margin, margin, sweep]
         boxes[:, 1] += [margin, margin, margin]
         return boxes
+
+
+def slab_boxes(points: np.ndarray, slabs: int) -> np.ndarray:
+    """Bounding boxes (slabs, 2, 3) of points (N, 3) in equal slices along z, from low z to high."""
+    edges = np.linspace(points[:, 2].min(), points[:, 2].max(), slabs + 1)
+    boxes = []
+    for low, high in pairwise(edges):
+        inside = points[(points[:, 2] >= low - 1e-6) & (points[:, 2] <= high + 1e-6)]
+        boxes.append([[*inside[:, :2].min(0), low], [*inside[:, :2].max(0), high]])
+    return np.array(boxes)
 
 
 def hits(points: np.ndarray, rotation: np.ndarray, position: np.ndarray, boxes: np.ndarray) -> np.ndarray:

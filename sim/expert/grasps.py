@@ -17,19 +17,23 @@ DEPTHS = (0.006, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the obj
 CELL = 0.008  # m: of candidates closer than this the best is kept
 _CORNERS = np.indices((2, 2, 2)).reshape(3, -1).T
 MIN_ANTIPODALITY = 0.45
-MAX_WIDTH = 0.072  # m between contacts, of 0.08 m fully open
+MAX_WIDTH = 0.0715  # m between contacts, of 0.08 m fully open
 APPROACH = 0.12  # m of straight way in that has to be free
+LEVER_COST, WIDTH_COST, TURN_COST = 2.0, 1.0, 0.15  # per m, per m, per rad
+NARROW_GAP = 0.004  # m between half-open finger and object
 OWN_MARGIN, OTHER_MARGIN = 0.0015, 0.005  # m around the hand: to the object itself, to everything else
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """Hand pose at closing: rotation (3, 3), position (3,) of the grip site; width between contacts (m); score."""
+    """Hand pose at closing: rotation (3, 3), position (3,) of the grip site; width between contacts (m); score; opening: how far
+    each finger is open (m) on the way in."""
 
     rotation: np.ndarray
     position: np.ndarray
     width: float
     score: float
+    opening: float
 
 
 @dataclass(frozen=True)
@@ -76,36 +80,60 @@ def anchors(points: np.ndarray, count: int = ANCHORS) -> np.ndarray:
     return points[chosen]
 
 
+@dataclass(frozen=True)
+class Search:
+    """rotations: hand orientations to try instead of pointing down. margin: m around the hand to other things. own:
+    surface points (N, 3) of the whole moving thing, when the cloud is a part of it. narrow: half-open fingers allowed.
+    """
+
+    rotations: list[np.ndarray] | None = None
+    margin: float = OTHER_MARGIN
+    own: np.ndarray | None = None
+    narrow: bool = False
+
+
 def plan_grasps(
     cloud: Cloud,
-    center_of_mass: np.ndarray,
+    center: np.ndarray,
     gripper: GripperShape,
     obstacles: Obstacles,
     hand: np.ndarray,
-    rotations: list[np.ndarray] | None = None,
-    margin: float = OTHER_MARGIN,
+    search: Search = Search(),  # noqa: B008 - immutable
 ) -> list[Grasp]:
     """All collision-free grasps of an object, best first.
 
-    cloud: the object's surface in the world. center_of_mass (3,). hand: present rotation (3, 3) of the hand; turning
-    far from it costs a little. rotations: hand orientations to try instead of pointing down.
+    cloud: the object's surface in the world. center (3,): of mass, or where it should be held. hand: present rotation
+    (3, 3) of the hand; turning far from it costs a little.
     """
-    if rotations is None:
-        rotations = [down(yaw) for yaw in candidate_yaws(cloud.points)]
-    around = np.concatenate([anchors(cloud.points), center_of_mass[None]])
+    rotations = search.rotations or [down(yaw) for yaw in candidate_yaws(cloud.points)]
+    own = cloud.points if search.own is None else search.own
+    around = np.concatenate([anchors(cloud.points), center[None]])
     result: list[Grasp] = []
     for rotation in rotations:
         position, width, quality = contacts(cloud, around @ rotation, rotation, gripper)
-        if not len(position):
-            continue
         keep = thinned(position, quality)
         position, width, quality = position[keep], width[keep], quality[keep]
-        free = ~blocked(position, rotation, gripper, cloud.points, obstacles, margin)
-        lever = np.linalg.norm(np.cross(position - center_of_mass, rotation[:, 2]), axis=1)
-        turn = _turn(hand, rotation)
-        score = quality - 2.0 * lever - 1.0 * width - 0.15 * turn
-        result += [Grasp(rotation, position[i], float(width[i]), float(score[i])) for i in np.flatnonzero(free)]
+        lever = np.linalg.norm(np.cross(position - center, rotation[:, 2]), axis=1)
+        score = quality - LEVER_COST * lever - WIDTH_COST * width - TURN_COST * _turn(hand, rotation)
+        for opening, cost in openings(gripper) if search.narrow else ((gripper.reach, 0.0),):
+            fits = np.flatnonzero(width / 2 + NARROW_GAP < opening)
+            if not len(fits):
+                continue
+            stopped = blocked(position[fits], rotation, gripper, own, obstacles, search.margin, opening)
+            free = fits[~stopped]
+            result += [Grasp(rotation, position[i], float(width[i]), float(score[i] - cost), opening) for i in free]
+            width = np.where(np.isin(np.arange(len(width)), free), np.inf, width)
     return sorted(result, key=lambda grasp: -grasp.score)
+
+
+def openings(gripper: GripperShape) -> list[tuple[float, float]]:
+    """Fully open and half open fingers (m each), with what they cost."""
+    return [
+        (gripper.reach, 0.0),
+        (0.75 * gripper.reach, 0.05),
+        (0.5 * gripper.reach, 0.1),
+        (0.375 * gripper.reach, 0.15),
+    ]
 
 
 def thinned(position: np.ndarray, quality: np.ndarray) -> np.ndarray:

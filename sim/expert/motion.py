@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sim.expert.controller import TRAVEL, Arm, Tolerance
+from sim.expert.geometry import GripperShape
 from sim.expert.scene import Scene
 
 CLEARANCE = 0.02
@@ -26,6 +27,13 @@ def corridor_height(scene: Scene, start: np.ndarray, end: np.ndarray, radius: fl
     near = np.linalg.norm(cells - start[:2] - share[..., None] * along, axis=2) < radius
     top = heights.top[near]
     return float(top.max()) if len(top) else -np.inf
+
+
+def hand_below(gripper: GripperShape, rotation: np.ndarray) -> float:
+    """How far the lowest point of the open hand is below the grip site (m)."""
+    boxes = gripper.boxes(gripper.reach, 0.0, 0.0)
+    corners = np.concatenate([box[np.indices((2, 2, 2)).reshape(3, -1).T, np.arange(3)] for box in boxes])
+    return float(-(corners @ rotation.T)[:, 2].min())
 
 
 def travel(

@@ -113,7 +113,7 @@ class PickAndPlace:
         arm, scene = self.arm, self.scene
         arm.gripper = OPEN
         before = grasp.position - BACK * grasp.rotation[:, 2]
-        yield from travel(arm, grasp.rotation, before, float(scene.gripper.finger[1, 2]), 0.06)
+        yield from travel(arm, grasp.rotation, before, scene.gripper.tip, 0.06)
         yield from arm.move(grasp.rotation, before, Tolerance(0.02, 0.1))
         yield from arm.move(grasp.rotation, grasp.position)
         yield from arm.fingers(CLOSE)

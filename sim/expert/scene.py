@@ -16,13 +16,16 @@ from sim.expert.geometry import (
     Solid,
     geom_vertices,
     height_map,
+    hull_surface,
     outer_cloud,
     posed_planes,
+    slab_boxes,
     solid_of_geom,
 )
 
 FINE, COARSE = 0.004, 0.008  # m between surface points: of what is grasped, of obstacles
-_PALM_TO_LINK6 = 0.12  # m: the wrist's half size across, for every angle of the last joint
+SLAB_STEP = 0.004
+WRIST_HALF, WRIST_LONG = 0.06, 0.16  # m: a box for the wrist behind the palm, whatever the last joint's angle
 
 
 class Scene:
@@ -71,31 +74,33 @@ class Scene:
         gripper = self.robot.gripper
         rotation, position = self.hand()
         names = gripper.important_geoms
-        finger_joints = self.data.qpos[self.robot._ref_gripper_joint_pos_indexes]
+        joints = np.abs(self.data.qpos[self.robot._ref_gripper_joint_pos_indexes])
 
-        def box(geoms: Iterable[str]) -> np.ndarray:
-            corners = []
+        def surface(geoms: Iterable[str]) -> np.ndarray:
+            """Surface points (N, 3) of some geoms in the frame of the grip site."""
+            parts = []
             for name in geoms:
                 geom = self.model.geom(name).id
                 vertices = geom_vertices(self.model, geom)
-                world = vertices @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom]
-                corners.append((world - position) @ rotation)
-            points = np.concatenate(corners)
-            return np.stack([points.min(0), points.max(0)])
+                dense = np.concatenate([hull_surface(vertices, SLAB_STEP)[1], vertices])
+                world = dense @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom]
+                parts.append((world - position) @ rotation)
+            return np.concatenate(parts)
 
-        sides = [(box(names[f"{side}_finger"]), box(names[f"{side}_fingerpad"])) for side in ("left", "right")]
-        right = int(np.argmax([finger[:, 0].mean() for finger, _ in sides]))
-        finger, pad = (part.copy() for part in sides[right])
-        finger[:, 0] -= abs(finger_joints[right])
-        pad[:, 0] -= abs(finger_joints[right])
-        finger[0, 0] = min(finger[0, 0], pad[0, 0])
+        fingers = [surface(names[f"{side}_finger"]) for side in ("left", "right")]
+        right = int(np.argmax([finger[:, 0].mean() for finger in fingers]))
+        pad = surface(names[f"{('left', 'right')[right]}_fingerpad"])
         of_fingers = {name for side in ("left", "right") for name in names[f"{side}_finger"]}
-        palm = box([name for name in gripper.contact_geoms if name not in of_fingers])
-        wrist_low = palm[0, 2] - 0.16
-        wrist = np.array([[-_PALM_TO_LINK6 / 2, -_PALM_TO_LINK6 / 2, wrist_low]] * 2)
-        wrist[1] = [_PALM_TO_LINK6 / 2, _PALM_TO_LINK6 / 2, palm[0, 2]]
-        reach = float(np.abs(self.model.jnt_range[self.model.joint(gripper.joints[0]).id]).max())
-        return GripperShape(finger, palm, wrist, reach, (pad[0, 2], pad[1, 2]), float(pad[1, 1]))
+        palm = slab_boxes(surface([name for name in gripper.contact_geoms if name not in of_fingers]), 3)
+        wrist_top = palm[0, 0, 2]
+        wrist = np.array([[-WRIST_HALF, -WRIST_HALF, wrist_top - WRIST_LONG], [WRIST_HALF, WRIST_HALF, wrist_top]])
+        return GripperShape(
+            finger=slab_boxes(fingers[right] - [joints[right], 0, 0], 4),
+            palm=np.concatenate([palm, wrist[None]]),
+            reach=float(np.abs(self.model.jnt_range[self.model.joint(gripper.joints[0]).id]).max()),
+            pad_z=(float(pad[:, 2].min()), float(pad[:, 2].max())),
+            pad_y=float(pad[:, 1].max()),
+        )
 
     # Things
 

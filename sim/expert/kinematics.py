@@ -1,0 +1,51 @@
+"""Can the arm bring the hand to a pose? Damped least squares on a scratch copy, towards the robot's resting posture."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from sim.expert.controller import rotation_vector
+from sim.expert.scene import Scene
+
+ITERATIONS = 60
+DAMPING = 0.05
+REST_PULL = 0.1
+LIMIT_MARGIN = 0.03  # rad
+STEP_CAP = 0.3  # rad
+
+
+class Reach:
+    """Answers for one scene; the simulation itself is not touched."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.model = scene.model
+        self.site = scene.robot.eef_site_id
+        self.qpos = np.asarray(scene.robot._ref_joint_pos_indexes)
+        self.dofs = np.asarray(scene.robot._ref_joint_vel_indexes)
+        self.rest = np.asarray(scene.robot.init_qpos)
+        joints = np.asarray(scene.robot._ref_joint_indexes)
+        self.low = self.model.jnt_range[joints, 0] + LIMIT_MARGIN
+        self.high = self.model.jnt_range[joints, 1] - LIMIT_MARGIN
+        self.data = mujoco.MjData(self.model)
+        self.data.qpos[:] = scene.data.qpos
+
+    def reachable(self, rotation: np.ndarray, position: np.ndarray, tolerance: float = 0.01) -> bool:
+        """Is there an arm posture within its joint limits that puts the grip site at the pose (3, 3), (3,)?"""
+        jacobian = np.zeros((6, self.model.nv))
+        self.data.qpos[self.qpos] = self.rest
+        for _ in range(ITERATIONS):
+            mujoco.mj_kinematics(self.model, self.data)
+            mujoco.mj_comPos(self.model, self.data)
+            now = self.data.site_xmat[self.site].reshape(3, 3)
+            error = np.r_[position - self.data.site_xpos[self.site], rotation_vector(rotation @ now.T)]
+            if np.linalg.norm(error[:3]) < tolerance and np.linalg.norm(error[3:]) < 0.08:
+                return True
+            mujoco.mj_jacSite(self.model, self.data, jacobian[:3], jacobian[3:], self.site)
+            arm = jacobian[:, self.dofs]
+            inverse = arm.T @ np.linalg.inv(arm @ arm.T + DAMPING**2 * np.eye(6))
+            rest = (np.eye(len(self.dofs)) - inverse @ arm) @ (self.rest - self.data.qpos[self.qpos])
+            step = inverse @ error + REST_PULL * rest
+            step *= min(1.0, STEP_CAP / max(np.abs(step).max(), 1e-9))
+            self.data.qpos[self.qpos] = np.clip(self.data.qpos[self.qpos] + step, self.low, self.high)
+        return False
