@@ -154,7 +154,8 @@ class BaseEnv(gymnasium.Env):
     def snapshot(self) -> dict[str, np.ndarray]:
         """The start of this episode: `reset(options={"snapshot": ...})` and the same actions repeat it exactly.
 
-        Keys: init (time, qpos, qvel before settling), body_pos and body_quat (fixtures), warmstart, seed, settle_steps.
+        Keys: init (time, qpos, qvel before settling), body_pos and body_quat (fixtures), warmstart, clock, seed,
+        settle_steps.
         """
         self._ready()
         return {key: value.copy() for key, value in self._start.items()}
@@ -261,6 +262,8 @@ class BaseEnv(gymnasium.Env):
         sim.forward()
         self._after_reset()
         self._ready().force_sample()
+        if "clock" in fixtures:
+            self._ready().clock.elapsed = float(fixtures["clock"])
 
     def _record_start(self, seed: int, settle: int) -> None:
         sim = self._inner.sim
@@ -269,6 +272,7 @@ class BaseEnv(gymnasium.Env):
             "body_pos": sim.model.body_pos.copy(),
             "body_quat": sim.model.body_quat.copy(),
             "warmstart": sim.data._data.qacc_warmstart.copy(),
+            "clock": np.array(self._ready().clock.elapsed),
             "seed": np.array(seed),
             "settle_steps": np.array(settle),
         }
