@@ -16,7 +16,8 @@ from embodied.evaluation.records import Outcome, Record, RunFolder, differences
 from embodied.evaluation.statistics import Interval, Paired, bootstrap_difference, mcnemar_exact, pair, tango
 from embodied.evaluation.summary import percent
 
-MUST_MATCH = ("env", "max_steps", "simulator", "settle_steps")
+MUST_MATCH = ("env", "max_steps", "simulator")
+LOOKS = ("image_size", "images", "cameras", "render_mode")  # of an environment: what policies see, not what happens
 
 
 @dataclass
@@ -126,15 +127,18 @@ def compare_runs(path_a: Path, path_b: Path, config: CompareConfig | None = None
 
 def _agree(path_a: Path, path_b: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Refuses protocols that must not differ; returns in words what may."""
-    refused = [d for key in MUST_MATCH if key in a and key in b for d in differences(a[key], b[key], key)]
+    worlds = [{**protocol, "env": {k: v for k, v in protocol["env"].items() if k not in LOOKS}} for protocol in (a, b)]
+    refused = [line for key in MUST_MATCH for line in differences(worlds[0][key], worlds[1][key], key)]
     if refused:
         raise ValueError(
             f"{path_a} and {path_b} should have run the same episodes in the same simulator, but differ in "
             f"{'; '.join(refused)}: evaluate one of them again with the other's settings"
         )
-    if a["executed"] == b["executed"]:
-        return []
-    return [f"replan differs: A looks every {a['executed']} actions, B every {b['executed']}"]
+    looks = [{k: v for k, v in protocol["env"].items() if k in LOOKS} for protocol in (a, b)]
+    notes = [f"images differ: {line}" for line in differences(looks[0], looks[1])]
+    if a["executed"] != b["executed"]:
+        notes.append(f"replan differs: A looks every {a['executed']} actions, B every {b['executed']}")
+    return notes
 
 
 def _version_notes(a: Mapping[str, Record], b: Mapping[str, Record], keys: list[str]) -> list[str]:

@@ -48,7 +48,8 @@ class EvaluateConfig:
     instruction: str | None = None  # said to the policy in place of the task's words
     perturbations: list[str] = field(default_factory=lambda: ["none"])
     videos: int = 6
-    video_size: int = 256
+    video_size: int = 256  # pixels, of each camera
+    video_stride: int = 1  # every n-th state, at the true speed: 2 renders half as much, at 10 frames a second
     report: bool = True
     retry_errors: bool = False  # when resuming: run episodes again that ended in errors
     call_timeout: float = 300.0  # seconds until a worker that does not answer counts as hung

@@ -164,7 +164,8 @@ def _finish(folder: RunFolder, config: EvaluateConfig, episodes: list[Episode], 
         from embodied.evaluation.report import ReportRun, write_report
         from embodied.evaluation.videos import render_videos
 
-        clips = render_videos(folder, config.env, summary.records, config.videos, config.video_size, pool=pool)
+        looks = (config.videos, config.video_size, config.video_stride)
+        clips = render_videos(folder, config.env, summary.records, *looks, pool=pool)
         title = f"{summary.records[0].policy} on {config.env['suite']}"
         summary.report = write_report(folder.path, title, [ReportRun(folder, summary, clips)])
     return summary

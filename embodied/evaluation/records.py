@@ -27,6 +27,7 @@ RECORDS = "records.jsonl"
 PROTOCOL = "protocol.json"
 EPISODES = "episodes"
 SNAPSHOT = "snapshot."
+NOTHING = object()
 
 
 class Outcome(Enum):
@@ -188,8 +189,16 @@ def protocol_of(spec: PolicySpec, tasks: Mapping[int, Task], settings: Mapping[s
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two protocols differ, as "key: old -> new". A key that only one has, such as a task, is no difference."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        shared = [key for key in old if key in new]
-        return [line for key in shared for line in differences(old[key], new[key], f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+    """Where two protocols differ, as "key: old -> new". A task that only one of them has is no difference."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new else [f"{path}: {_shown(old)} -> {_shown(new)}"]
+    keys = sorted(old.keys() & new.keys() if path == "max_steps" else old.keys() | new.keys())
+    return [
+        line
+        for key in keys
+        for line in differences(old.get(key, NOTHING), new.get(key, NOTHING), f"{path}.{key}".lstrip("."))
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is NOTHING else repr(value)

@@ -45,7 +45,7 @@ class RunSettings:
     max_attempts: int = 3
     batching: Batching = Batching.TOGETHER
     call_timeout: float = 300.0
-    give_up_after: int = 8
+    give_up_after: int = 5
     control_hz: int = 20
 
 

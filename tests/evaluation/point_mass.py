@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from embodied.evaluation.records import Outcome, RunFolder
 from embodied.protocols import PolicySpec, StepsResult, Task
 from embodied.schema import IMAGE, STATE, TASK
 
@@ -149,3 +150,12 @@ class Seeing:
         actions = np.zeros((len(slots), self.spec.chunk, 7), np.float32)
         actions[:, :, :3] = ((goals - position) / 0.05 / self.spec.replan)[:, None]
         return actions
+
+
+def outcomes(folder: Path) -> dict[str, tuple]:
+    """What must be the same however the run went: everything but times, memory and attempts."""
+    return {
+        key: (r.outcome, r.steps, r.end, r.replan, RunFolder(folder).trajectory(r.episode).actions.tobytes())
+        for key, r in RunFolder(folder).records().items()
+        if r.outcome is not Outcome.ERROR
+    }
