@@ -58,6 +58,10 @@ class Backbone(Protocol):
 
     width: int
 
+    def set_trainable(self, trainable: bool) -> None:
+        """Which of its parameters require gradients: those it trains, or none."""
+        ...
+
     def observe(self, batch: Batch) -> Observed:
         """Images (or cached features) and state after the pipeline -> the VISION_STATE block."""
         ...

@@ -104,8 +104,7 @@ class PRTS(nn.Module):
         self.crl.requires_grad_(contrastive)
         self.phi_token.requires_grad_(contrastive)
         self.psi_token.requires_grad_(contrastive)
-        if stage == "posttrain" and not self.settings.train_backbone:
-            self.backbone.requires_grad_(False)  # type: ignore[attr-defined]
+        self.backbone.set_trainable(stage != "posttrain" or self.settings.train_backbone)
 
     def method_config(self) -> dict[str, Any]:
         """The constructor's arguments beside the backbone's, with the tokenizer and the head that acts."""

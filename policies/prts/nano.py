@@ -134,6 +134,9 @@ class NanoBackbone(nn.Module):
         self.decoder = Qwen3Model(_qwen3(config))
         self.decoder.embed_tokens = nn.Identity()  # type: ignore[assignment]  # all tokens come as embeddings
 
+    def set_trainable(self, trainable: bool) -> None:
+        self.requires_grad_(trainable)
+
     def observe(self, batch: Batch) -> Observed:
         columns = self.features.columns
         if not all(name in batch for name in columns):

@@ -65,4 +65,6 @@ def batch_for(model: PRTSNano, texts: tuple[str, ...], seed: int = 0) -> dict:
 def nano() -> SimpleNamespace:
     """`tiny(seed, **method)` makes a model, `batch_for(model, texts, seed)` a batch for it."""
     five = (TEXTS[0], TEXTS[2], TEXTS[0], TEXTS[1], TEXTS[2])
-    return SimpleNamespace(tiny=tiny, batch_for=batch_for, texts=TEXTS, five=five, backbone=BACKBONE, method=METHOD)
+    return SimpleNamespace(
+        tiny=tiny, chunks=chunks, batch_for=batch_for, texts=TEXTS, five=five, backbone=BACKBONE, method=METHOD
+    )
