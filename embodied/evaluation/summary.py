@@ -155,7 +155,9 @@ def _table(suite: SuiteSummary) -> str:
         for index, words, tally in zip(suite.indices, suite.languages, suite.tasks, strict=True)
     ]
     interval = suite.mean_interval
-    note = f"mean over tasks {percent(suite.mean)} [{percent(interval.low)}, {percent(interval.high)}] (bootstrap)"
+    note = f"mean over tasks {percent(suite.mean)}"
+    if interval.low < interval.high:  # every task at 0 or at 100%: resampling within tasks says nothing
+        note += f" [{percent(interval.low)}, {percent(interval.high)}] (bootstrap)"
     lines.append(("all", *_cells(suite.all), note))
     widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
     rows = [_row(row, widths) for row in [head, *lines]]
