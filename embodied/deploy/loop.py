@@ -105,6 +105,13 @@ class ControlLoop:
         self._commands.append(("reset", ""))
         return []
 
+    def pause(self) -> None:
+        """Ends a run that is not ticking any more with the hold action. What is latched stays so."""
+        if self.state is LoopState.running:
+            self._send_hold(Tick(self._step, self.clock.monotonic_ns(), self.clock.now_ns()))
+            self.state = LoopState.waiting
+            self.scheduler.reset()
+
     def tick(self, due_ns: int | None = None) -> Tick:
         """One step. `due_ns`: when it should have begun, on the monotonic clock."""
         tick = Tick(self._step, self.clock.monotonic_ns(), self.clock.now_ns())
