@@ -8,6 +8,8 @@ from embodied.registry import Registry
 def register(registry: Registry) -> None:
     registry.target(
         "policies.bc.model.BehaviourCloning",
+        "policies.prts.nano.PRTSNano",
+        "policies.prts.qwen3vl.PRTSQwen3VL",
         "policies.reference.random.RandomPolicy",
         "policies.reference.replay.ReplayPolicy",
         "policies.reference.zero.ZeroPolicy",

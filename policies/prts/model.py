@@ -78,6 +78,8 @@ class PRTS(nn.Module):
     """The method on any Backbone. `tokenizer` is fitted on the data before training and saved with the checkpoint."""
 
     stages = STAGES
+    image_keys: tuple[str, ...]
+    image_size: int
 
     def __init__(self, backbone: Backbone, config: PRTSConfig, fast: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -110,6 +112,12 @@ class PRTS(nn.Module):
         """The constructor's arguments beside the backbone's, with the tokenizer and the head that acts."""
         fast = None if self.tokenizer is None else self.tokenizer.to_json()
         return {"method": {**asdict(self.settings), "head": self.head}, "fast": fast}
+
+    def make_policy(self, *arguments: Any) -> Any:
+        """The Policy of a loaded checkpoint (`embodied.checkpoint.load_policy` calls this)."""
+        from policies.prts.policy import PRTSPolicy
+
+        return PRTSPolicy(self, *arguments)
 
     def fit_tokenizer(self, actions_NHA: np.ndarray) -> None:
         """Fits FAST on normalised chunks (N, H, A)."""
