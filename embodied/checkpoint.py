@@ -116,14 +116,14 @@ def digest(folder: Path) -> str:
 
 def resolve_checkpoint(path: Path) -> Path:
     """The folder itself when it holds a checkpoint, else the newest step under its `checkpoints/` (or itself)."""
-    if (path / CONFIG).is_file():
+    if (path / MODEL_FILE).is_file():
         return path
     for parent in (path / "checkpoints", path):
         steps = list_steps(parent)
         if steps:
             return steps[-1]
     raise ValueError(
-        f"{path} should be a checkpoint folder (with {CONFIG}) or a training run that has one: check the path"
+        f"{path} should be a checkpoint folder (with {MODEL_FILE}) or a training run that has one: check the path"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from embodied.checkpoint import MODEL_FILE, build_model, inside, load_weights, resolve_checkpoint
 from embodied.chunk_policy import to_tensors
@@ -43,6 +44,7 @@ def make_job(
     progress: Progress | None = None,
 ) -> Job:
     """Everything `train` needs. Raises ValueError for settings that do not fit the data or the model."""
+    torch.manual_seed(config.seed)
     model = build_model(_model_settings(config))
     stage = config.stage
     if stage.name not in model.stages:

