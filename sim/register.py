@@ -6,5 +6,12 @@ from embodied.registry import Registry
 
 
 def register(registry: Registry) -> None:
-    registry.target("sim.make.make_env", "sim.expert.expert.Expert", "sim.tasks.tasks", "sim.tasks.count_init_states")
+    registry.target(
+        "sim.make.make_env",
+        "sim.expert.expert.Expert",
+        "sim.tasks.tasks",
+        "sim.tasks.count_init_states",
+        "sim.libero_setup.find_assets",
+        "sim.bench.SimBench",
+    )
     registry.check("sim.doctor.checks")

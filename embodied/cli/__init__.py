@@ -15,11 +15,14 @@ import sys
 from pathlib import Path
 
 NAMES = (
+    "demo",
     "doctor",
     "train",
     "collect",
+    "data",
     "evaluate",
     "compare",
+    "bench",
 )  # fmt: skip
 COMMANDS = {name: f"embodied.cli.{name.replace('-', '_')}" for name in NAMES}
 
