@@ -13,16 +13,22 @@ from sim.tasks import ROBOSUITE, bddl_file, get_task, init_states
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
-def make_stock(suite: str, task: int, size: int = 128) -> Any:
-    """hf-libero's OffScreenRenderEnv, or robosuite's own `make`, with both cameras."""
+def make_stock(suite: str, task: int, size: int = 128, images: bool = True) -> Any:
+    """hf-libero's environment, or robosuite's own `make`, with both cameras or without images."""
     robosuite = import_robosuite()
     with silence():
         if suite != ROBOSUITE:
             import_libero()
-            from libero.libero.envs import OffScreenRenderEnv
+            from libero.libero.envs.env_wrapper import ControlEnv
 
             path = str(bddl_file(suite, task))
-            return OffScreenRenderEnv(bddl_file_name=path, camera_heights=size, camera_widths=size)
+            return ControlEnv(
+                bddl_file_name=path,
+                camera_heights=size,
+                camera_widths=size,
+                use_camera_obs=images,
+                has_offscreen_renderer=images,
+            )
         return robosuite.make(
             get_task(suite, task).name,
             robots="Panda",
@@ -31,6 +37,9 @@ def make_stock(suite: str, task: int, size: int = 128) -> Any:
             camera_heights=size,
             camera_widths=size,
             control_freq=20,
+            use_camera_obs=images,
+            has_renderer=False,
+            has_offscreen_renderer=images,
         )
 
 
