@@ -53,18 +53,19 @@ class TableFiles:
 class LeRobotSource:
     """A LeRobot folder as a `Source`; cameras and columns keep the names they have there.
 
-    rotate: cameras stored rotated by 180 degrees (LIBERO's sets on the hub) are turned upright.
+    rotate: cameras stored rotated by 180 degrees (LIBERO's sets on the hub) are turned upright. lenient: episodes whose
+    table and metadata disagree are opened too (for repair), as far as they go.
     """
 
-    def __init__(self, root: str | Path, rotate: bool = False) -> None:
+    def __init__(self, root: str | Path, rotate: bool = False, lenient: bool = False) -> None:
         self.meta = read_meta(root)
         self.root = self.meta.root
         self.name = self.root.resolve().name
         self.fps = self.meta.fps
-        self.rotate = rotate
+        self.rotate, self.lenient = rotate, lenient
         self.cameras = {key: self.meta.size(key) for key in (*self.meta.video_keys, *self.meta.image_keys)}
         self.columns: dict[str, ColumnSpec] = self.meta.numeric_columns()
-        self.episodes = _episode_infos(self.meta)
+        self.episodes = _episode_infos(self.meta, lenient)
         lengths = [info.length for info in self.episodes]
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self._tables = TableFiles(self.meta)
@@ -98,6 +99,15 @@ class LeRobotSource:
             result = video.read(video.numbers_at(times, tolerance=0.5 / self.fps))
         return result[:, ::-1, ::-1] if self.rotate else result
 
+    def video_place(self, episode: int, camera: str) -> tuple[Path, int] | None:
+        """File and number of the first frame, when the pictures in it are those that `read_frames` gives."""
+        if self.rotate or camera in self.meta.image_keys:
+            return None
+        row = self.meta.episodes[episode]
+        path = self.meta.video_file(row, camera)
+        start = np.array([self.meta.video_start(row, camera)])
+        return path, int(self._video(path).numbers_at(start, 0.5 / self.fps)[0])
+
     def first_row(self, episode: int) -> dict[str, Any]:
         """The first row of the episode's table, every column by name."""
         return self._rows(episode).slice(0, 1).to_pylist()[0]
@@ -108,7 +118,7 @@ class LeRobotSource:
 
     def _rows(self, episode: int) -> Any:
         rows, length = self._tables.rows(episode), self.episodes[episode].length
-        if len(rows) != length:
+        if len(rows) != length and not self.lenient:
             raise ValueError(
                 f"{self.meta.data_file(self.meta.episodes[episode])}: episode {episode} should have {length} rows, got "
                 f"{len(rows)}: run `embodied data validate`"
@@ -175,23 +185,24 @@ class BatchReader:
         self.source.close()
 
 
-def _episode_infos(meta: LeRobotMeta) -> list[EpisodeInfo]:
+def _episode_infos(meta: LeRobotMeta, lenient: bool) -> list[EpisodeInfo]:
     records = _records(meta.root)
     infos = []
     for position, row in enumerate(meta.episodes):
         number, length = int(row["episode_index"]), int(row["length"])
-        if number != position or length <= 0:
+        span = int(row["dataset_to_index"]) - int(row["dataset_from_index"]) if meta.is_v3 else length
+        if not lenient and (number != position or length <= 0):
             raise ValueError(
                 f"{meta.root}/meta: episode {position} should have number {position} and a positive length, got number "
                 f"{number} and length {length}: run `embodied data validate`"
             )
-        if meta.is_v3 and int(row["dataset_to_index"]) - int(row["dataset_from_index"]) != length:
+        if not lenient and span != length:
             raise ValueError(
                 f"{meta.root}/meta: episode {number} has length {length} but spans frames "
                 f"{row['dataset_from_index']} to {row['dataset_to_index']}: run `embodied data validate`"
             )
         record = {**records.get(number, {}), **{key: row[key] for key in row if "/" not in key}}
-        infos.append(_info(meta, record, length))
+        infos.append(_info(meta, record, max(length, 1)))
     return infos
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -94,24 +93,27 @@ def detect_format(path: Path) -> Format:
     raise ValueError(f"{path} should be a LeRobot data set, a frame cache, a DROID package or LIBERO's *.hdf5 files")
 
 
-def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:
-    """The data set at `path` (or of that name under EMBODIED_DATA) in the item format of `embodied.schema`."""
+def open_source(path: str | Path, options: SourceOptions | None = None, lenient: bool = False) -> Source:
+    """The data set at `path` (or of that name under EMBODIED_DATA) in the item format of `embodied.schema`.
+
+    lenient: also one whose tables and metadata disagree, for repair.
+    """
     options = options or SourceOptions()
     found = resolve_path(path)
     kind = detect_format(found) if options.format is Format.auto else options.format
-    return _open(found, kind, options, options.rename)
+    return _open(found, kind, options, lenient)
 
 
-def _open(path: Path, kind: Format, options: SourceOptions, rename: Mapping[str, str]) -> Source:
+def _open(path: Path, kind: Format, options: SourceOptions, lenient: bool) -> Source:
     from embodied.data.importers.droid import DroidSource
     from embodied.data.importers.droid_lerobot import DroidLeRobotSource
     from embodied.data.importers.lerobot_folder import LeRobotFolderSource
     from embodied.data.importers.libero_hdf5 import LiberoHdf5Source
 
     if kind is Format.lerobot:
-        return LeRobotFolderSource(path, rename, options.rotate, options.angles)
+        return LeRobotFolderSource(path, options.rename, options.rotate, options.angles, lenient)
     if kind is Format.droid_lerobot:
-        return DroidLeRobotSource(path, options.tool_offset)
+        return DroidLeRobotSource(path, options.tool_offset, lenient)
     if kind is Format.droid:
         return DroidSource(path, options.tool_offset)
     return LiberoHdf5Source(path) if kind is Format.libero_hdf5 else CacheSource(FrameCache(path))

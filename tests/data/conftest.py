@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from embodied.data.cache import FrameCache
 from embodied.data.cache_build import CacheConfig, build_cache
 from embodied.data.source import ColumnSpec, EpisodeInfo
 from embodied.schema import ACTION, IMAGE, STATE
+
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.append(str(Path(__file__).parent))
 
 
 class ArraySource:
@@ -53,3 +57,11 @@ def make_cache(tmp_path: Path) -> Callable[..., FrameCache]:
         return build_cache(ArraySource(lengths, tasks, size), tmp_path / name, CacheConfig(size=[]))
 
     return make
+
+
+@pytest.fixture
+def v3(tmp_path: Path) -> Path:
+    """A LeRobot v3 data set of three episodes of 12, 9 and 11 frames."""
+    from tiny_datasets import write_v3
+
+    return write_v3(tmp_path / "v3", [12, 9, 11])

@@ -97,14 +97,19 @@ class DroidSource:
 
     def read_frames(self, episode: int, camera: str) -> np.ndarray:
         """Frames (T, H, W, 3); a video that runs on after the last state is cut there."""
-        length = self.episodes[episode].length
+        return self.read_frames_at(episode, camera, np.arange(self.episodes[episode].length))
+
+    def read_frames_at(self, episode: int, camera: str, frames: np.ndarray) -> np.ndarray:
         with self._open_video(episode, CAMERAS[camera]) as video:
-            if len(video) < length:
+            if len(video) <= frames.max(initial=0):
                 raise ValueError(
-                    f"{video.path} should have {length} frames (one a state), it has {len(video)}: "
-                    "run `embodied data validate`"
+                    f"{video.path} should have {self.episodes[episode].length} frames (one a state), it has "
+                    f"{len(video)}: run `embodied data validate`"
                 )
-            return video.read(np.arange(length))
+            return video.read(frames)
+
+    def video_place(self, episode: int, camera: str) -> tuple[Path, int] | None:
+        return self._video_path(episode, CAMERAS[camera]), 0
 
     def video_frames(self, episode: int, camera: str) -> int:
         """Frames the file holds, whatever the states say."""
@@ -150,8 +155,11 @@ class DroidSource:
 
     def _open_video(self, episode: int, number: int) -> Video:
         """videos/SPLIT/NAME/N.mp4 by the annotation's own place: the paths written inside it are not followed."""
+        return Video(self._video_path(episode, number))
+
+    def _video_path(self, episode: int, number: int) -> Path:
         path = self._files[episode]
-        return Video(self.root / "videos" / path.parent.name / path.stem / f"{number}.mp4")
+        return self.root / "videos" / path.parent.name / path.stem / f"{number}.mp4"
 
 
 def _by_frame(values: np.ndarray, frames: int) -> np.ndarray:

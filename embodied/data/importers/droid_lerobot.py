@@ -24,8 +24,8 @@ def is_droid_lerobot(meta: LeRobotMeta) -> bool:
 class DroidLeRobotSource:
     """Cameras and columns under our names and units (see `droid`); every recorded column is kept as raw.NAME."""
 
-    def __init__(self, root: str | Path, tool_offset: float = 0.0) -> None:
-        self._inner = LeRobotSource(root)
+    def __init__(self, root: str | Path, tool_offset: float = 0.0, lenient: bool = False) -> None:
+        self._inner = LeRobotSource(root, lenient=lenient)
         self.name, self.fps = self._inner.name, self._inner.fps
         self.tool_offset = tool_offset
         self._cameras = {HUB_CAMERAS.get(key, key): key for key in self._inner.cameras}
@@ -43,6 +43,12 @@ class DroidLeRobotSource:
 
     def read_frames(self, episode: int, camera: str) -> np.ndarray:
         return self._inner.read_frames(episode, self._cameras[camera])
+
+    def read_frames_at(self, episode: int, camera: str, frames: np.ndarray) -> np.ndarray:
+        return self._inner.read_frames_at(episode, self._cameras[camera], frames)
+
+    def video_place(self, episode: int, camera: str) -> tuple[Path, int] | None:
+        return self._inner.video_place(episode, self._cameras[camera])
 
     def _complete(self, episode: int, info: EpisodeInfo) -> EpisodeInfo:
         """Instruction and success stand in the frame rows there; the episode's first row is asked."""

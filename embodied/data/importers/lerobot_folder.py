@@ -39,8 +39,9 @@ class LeRobotFolderSource:
         rename: Mapping[str, str] | None = None,
         rotate: bool = False,
         angles: Angles = Angles.keep,
+        lenient: bool = False,
     ) -> None:
-        self._inner = LeRobotSource(root, rotate)
+        self._inner = LeRobotSource(root, rotate, lenient)
         self.name, self.fps, self.angles = self._inner.name, self._inner.fps, angles
         self.episodes = self._inner.episodes
         names = {key: (rename or {}).get(key, ALIASES.get(key, key)) for key in self._keys()}
@@ -66,8 +67,16 @@ class LeRobotFolderSource:
         return columns
 
     def read_frames(self, episode: int, camera: str) -> np.ndarray:
-        theirs = next(key for key in self._inner.cameras if self._names[key] == camera)
-        return self._inner.read_frames(episode, theirs)
+        return self._inner.read_frames(episode, self._theirs(camera))
+
+    def read_frames_at(self, episode: int, camera: str, frames: np.ndarray) -> np.ndarray:
+        return self._inner.read_frames_at(episode, self._theirs(camera), frames)
+
+    def video_place(self, episode: int, camera: str) -> tuple[Path, int] | None:
+        return self._inner.video_place(episode, self._theirs(camera))
+
+    def _theirs(self, camera: str) -> str:
+        return next(key for key in self._inner.cameras if self._names[key] == camera)
 
     def _keys(self) -> list[str]:
         return [*self._inner.cameras, *self._inner.columns]
