@@ -48,7 +48,7 @@ def _empty_array(subtype: type, shape: tuple[int, ...], kind: bytes) -> np.ndarr
     """numpy's `_reconstruct` for plain arrays; the pickle's state then fills it."""
     if subtype is not np.ndarray:
         raise pickle.UnpicklingError(f"{subtype} is not numpy's array type")
-    return np.ndarray.__new__(np.ndarray, shape, kind)
+    return np.ndarray(shape, np.dtype(kind.decode()))
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
