@@ -186,8 +186,8 @@ def print_comparison(comparison: Comparison) -> None:
     for row in rows:
         print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
     low, high = percent(comparison.bootstrap.low), percent(comparison.bootstrap.high)
-    mean = f"{100 * comparison.mean_difference:+.1f}"
-    print(f"\nmean over tasks, B - A: {mean} points [{low}, {high}] ({level}, paired bootstrap stratified by task)")
+    spread = f" [{low}, {high}] ({level}, paired bootstrap stratified by task)" if low != high else ""
+    print(f"\nmean over tasks, B - A: {100 * comparison.mean_difference:+.1f} points{spread}")
     if comparison.errors:
         print(f"{len(comparison.errors)} episodes ended in a simulator error in A or B and are not paired")
     if comparison.left_out:

@@ -15,9 +15,9 @@ from embodied.registry import registry
 class Starts(Enum):
     """Where episodes start: the suite's stored initial states, or scenes drawn from the seed."""
 
-    AUTO = "auto"  # stored where the suite has them
-    STORED = "stored"
-    RANDOM = "random"
+    auto = "auto"  # stored where the suite has them
+    stored = "stored"
+    random = "random"
 
 
 @dataclass
@@ -38,13 +38,13 @@ class EvaluateConfig:
     tasks: list[int] | None = None  # all
     episodes: int = 10
     first: int = 0
-    starts: Starts = Starts.AUTO
+    starts: Starts = Starts.auto
     seed: int = 7
     workers: int = 2
     replan: int | None = None  # actions executed between two looks; the policy's own
     max_steps: int | None = None  # the protocol's own; anything else is no published number
     max_attempts: int = 3
-    batching: Batching = Batching.TOGETHER
+    batching: Batching = Batching.together
     instruction: str | None = None  # said to the policy in place of the task's words
     perturbations: list[str] = field(default_factory=lambda: ["none"])
     videos: int = 6
@@ -92,11 +92,11 @@ def list_episodes(config: EvaluateConfig, tasks: Mapping[int, Task]) -> list[Epi
 
 
 def _from_stored(config: EvaluateConfig, task: Task) -> bool:
-    if config.starts is Starts.RANDOM:
+    if config.starts is Starts.random:
         return False
     count = registry().resolve(config.catalogue.stored)(task.suite, task.index)
     last = config.first + config.episodes
-    if config.starts is Starts.AUTO and count == 0:
+    if config.starts is Starts.auto and count == 0:
         return False
     if last > count:
         raise ValueError(

@@ -22,7 +22,7 @@ from embodied.io import write_json
 from embodied.paths import new_run_folder
 from embodied.protocols import Episode, Policy, PolicySpec, Task
 from embodied.registry import build
-from embodied.workers import WorkerPool
+from embodied.workers import WorkerError, WorkerPool
 
 SIMULATOR_SIDE = "simulator"
 PROBE_TARGET = "embodied.evaluation.rollout.Probe"
@@ -81,12 +81,22 @@ def _policy(
     if "_target_" not in settings:
         raise ValueError("an evaluation needs a policy: add policy=... to the command")
     if config.policy.get("runs_in") == SIMULATOR_SIDE:
+        return None, settings, _expert_spec(settings, pool)
+    built = build(settings)
+    return built, None, built.spec
+
+
+def _expert_spec(settings: dict[str, Any], pool: WorkerPool) -> PolicySpec:
+    """What an expert says of itself, asked in a worker. ValueError when it cannot be made there."""
+    try:
         pool.build(0, "probe", {"_target_": PROBE_TARGET, "expert": settings})
         spec = pool.call(0, "probe", "spec")
         pool.drop(0, "probe")
-        return None, settings, spec
-    built = build(settings)
-    return built, None, built.spec
+    except WorkerError as error:
+        raise ValueError(
+            f"policy {settings['_target_']} should start in a simulator's process: {error.summary}"
+        ) from error
+    return spec
 
 
 def _episodes(config: EvaluateConfig, policy: Policy | None, tasks: Mapping[int, Task]) -> list[Episode]:
@@ -142,7 +152,7 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return value.name.lower() if isinstance(value, Enum) else value
+    return value.name if isinstance(value, Enum) else value
 
 
 def _done(folder: RunFolder, episodes: list[Episode], retry_errors: bool) -> dict[str, Record]:

@@ -31,8 +31,8 @@ ROLLOUT_TARGET = "embodied.evaluation.rollout.Rollout"
 class Batching(Enum):
     """`together`: one call for all waiting slots. `single`: one call a slot, so that no float depends on company."""
 
-    TOGETHER = "together"
-    SINGLE = "single"
+    together = "together"
+    single = "single"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class RunSettings:
     tasks: Mapping[int, Task]
     replan: int | None = None
     max_attempts: int = 3
-    batching: Batching = Batching.TOGETHER
+    batching: Batching = Batching.together
     call_timeout: float = 300.0
     give_up_after: int = 5
     control_hz: int = 20
@@ -170,7 +170,7 @@ class Runner:
     def _act(self, views: Mapping[int, View]) -> None:
         """The policy's next actions for all workers that wait, sent to them."""
         workers = sorted(views)
-        single = self.settings.batching is Batching.SINGLE
+        single = self.settings.batching is Batching.single
         for group in [[w] for w in workers] if single else [workers] if workers else []:
             began = time.perf_counter()
             chunks = self._chunks(group, [self._observation(w, views[w]) for w in group])

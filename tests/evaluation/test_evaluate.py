@@ -51,7 +51,7 @@ def test_every_episode_is_run_once_and_ends_as_it_does_alone(pool, settings):
 def test_batches_are_formed_of_what_waits_and_do_not_change_results(pool, settings, tmp_path):
     together, single = point_mass.Seeing(), point_mass.Seeing()
     evaluate(settings, together, pool=pool)
-    evaluate(replace(settings, run=str(tmp_path / "one"), workers=1, batching=Batching.SINGLE), single)
+    evaluate(replace(settings, run=str(tmp_path / "one"), workers=1, batching=Batching.single), single)
     assert set(single.batches) == {1}
     assert max(together.batches) > 1
     assert sum(together.batches) == sum(single.batches)
@@ -177,7 +177,7 @@ def test_resuming_adds_episodes_and_refuses_other_settings(pool, settings):
 def test_starts_are_stored_where_there_are_any(pool, settings, tmp_path):
     seeded = replace(settings, env={**settings.env, "suite": "points_seeded"}, tasks=[0], run=str(tmp_path / "s"))
     assert {r.episode.init_state for r in evaluate(seeded, point_mass.Seeing(), pool=pool).records} == {None}
-    drawn = replace(settings, starts=Starts.RANDOM, tasks=[0])
+    drawn = replace(settings, starts=Starts.random, tasks=[0])
     assert {r.key for r in evaluate(drawn, point_mass.Seeing(), pool=pool).records} == {
         f"points/0/random/s{seed}/none" for seed in (7, 8, 9)
     }
