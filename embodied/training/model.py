@@ -34,7 +34,11 @@ class FrameFeatures(Protocol):
 
 @runtime_checkable
 class TrainableModel(Protocol):
-    """A torch module the loop can train. `state_dict()` holds what is trained; frozen public weights stay outside."""
+    """A torch module the loop can train. `state_dict()` holds what is trained; frozen public weights stay outside.
+
+    Optional: `fit(windows, earlier)` learns from the training windows what no gradient learns (a tokenizer), before the
+    first step; `earlier` holds the arguments of the checkpoint that the run goes on or starts from, or None.
+    """
 
     stages: tuple[str, ...]
     features: FrameFeatures | None

@@ -9,12 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from embodied.checkpoint import MODEL_FILE, build_model, inside, load_weights, resolve_checkpoint
+from embodied.checkpoint import (
+    CONFIG,
+    MODEL_FILE,
+    build_model,
+    inside,
+    list_steps,
+    load_weights,
+    read_json,
+    resolve_checkpoint,
+)
 from embodied.chunk_policy import to_tensors
 from embodied.data.cache import FrameCache
 from embodied.data.loader import BatchLoader
 from embodied.data.sampler import MixtureSampler, Sampler, WeightedSampler, sequential_batches
 from embodied.data.windows import Batch, Mixture, Relabel, WindowConfig, Windows, split_episodes
+from embodied.evaluation.versions import versions
 from embodied.paths import data_folder
 from embodied.training.config import Balance, DataSet, TrainConfig
 from embodied.training.features import bound_pipeline, prepare_cache
@@ -61,13 +71,28 @@ def make_job(
     training, held = _split(config, caches)
     relabel, windows = model.relabel(stage.name), model.windows(stage.name)
     mixture = PipelineWindows(_members(caches, training, windows, relabel), pipeline)
+    if hasattr(model, "fit"):
+        model.fit(mixture, _earlier_arguments(run, stage.init))
     sampler = make_sampler(config, mixture, rank, world_size)
     hooks = list(hooks)
     if any(len(episodes) for episodes in held.values()):
         validation = PipelineWindows(_members(caches, held, windows, ()), pipeline)
         hooks.insert(0, ValidationLoss(validation, stage.batch_size, config.validation_batches))
-    info = {"stage": stage.name, "data": {name: _provenance(cache, training[name]) for name, cache in caches.items()}}
+    info = {
+        "versions": versions(),
+        "stage": stage.name,
+        "data": {name: _provenance(cache, training[name]) for name, cache in caches.items()},
+    }
     return Job(model, BatchLoader(mixture, sampler, config.ahead), pipeline, run, config, hooks, info)
+
+
+def _earlier_arguments(run: Path, init: str | None) -> dict[str, Any] | None:
+    """The model's arguments in the run's newest checkpoint, or else in the one that the stage starts from."""
+    steps = list_steps(run / "checkpoints")
+    if not steps and init is None:
+        return None
+    folder = steps[-1] if steps else resolve_checkpoint(Path(str(init)))
+    return dict(read_json(folder, CONFIG)["model"])
 
 
 def open_cache(name: str, data: DataSet, progress: Progress | None = None) -> FrameCache:

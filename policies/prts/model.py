@@ -10,6 +10,7 @@ instructions, V action tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
+from embodied.data.windows import Relabel, WindowConfig, Windows
 from embodied.schema import ACTION, ACTION_DIM, TASK
+from embodied.training.augment import StateNoise
 from policies.prts.backbone import Backbone, Batch, Observed, Words, append
 from policies.prts.contrastive import CRLConfig, CRLHeads, Pairs, contrastive_losses, discount_weights, goal_ids
 from policies.prts.decoding import sample_tokens
@@ -29,6 +32,7 @@ from policies.prts.layout import CRLPositions, Layout, Role, make_layout
 
 STAGES = ("pretrain", "posttrain", "joint")
 HEADS = ("fast", "flow")
+FIT_CHUNKS = 8192  # chunks that the tokenizer is fitted on
 
 
 @dataclass
@@ -118,6 +122,23 @@ class PRTS(nn.Module):
         from policies.prts.policy import PRTSPolicy
 
         return PRTSPolicy(self, *arguments)
+
+    def relabel(self, stage: str) -> list[Relabel]:
+        """Noise on the state, as for behaviour cloning."""
+        check_stage(stage)
+        return [StateNoise()]
+
+    def fit(self, windows: Any, earlier: Mapping[str, Any] | None) -> None:
+        """The tokenizer of the checkpoint gone on from, or one fitted on chunks spread evenly over the data."""
+        if earlier is not None and earlier.get("fast") is not None:
+            self.tokenizer = FastTokenizer.from_json(earlier["fast"])
+            return
+        only_actions = WindowConfig(observations=[], actions=[ACTION], chunk=self.chunk)
+        parts = [Windows(member.cache, only_actions, member.episodes) for member in windows.members]
+        share = max(1, FIT_CHUNKS // len(parts))
+        chosen = [np.unique(np.linspace(0, len(part) - 1, share).astype(int)) for part in parts]
+        batches = [part.get_batch(samples) for part, samples in zip(parts, chosen, strict=True)]
+        self.fit_tokenizer(np.concatenate([windows.pipeline.forward(batch)[ACTION] for batch in batches]))
 
     def fit_tokenizer(self, actions_NHA: np.ndarray) -> None:
         """Fits FAST on normalised chunks (N, H, A)."""

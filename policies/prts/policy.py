@@ -28,7 +28,7 @@ class PRTSPolicy(ChunkPolicy):
     def __init__(
         self, model: PRTS, pipeline: Pipeline, name: str, digest: str, replan: int, device: str = "cpu"
     ) -> None:
-        super().__init__(model, pipeline, name, digest, replan, device)  # type: ignore[arg-type]
+        super().__init__(model, pipeline, name, digest, replan, device)
         self._noise: dict[int, torch.Generator] = {}
 
     def reset(self, slots: Sequence[int], episodes: Sequence[Episode]) -> None:
