@@ -12,7 +12,7 @@ import numpy as np
 from sim.expert.controller import CLOSE, OPEN, Tolerance, turned
 from sim.expert.geometry import Cloud
 from sim.expert.goals import JointGoal, Predicate
-from sim.expert.grasps import Grasp, Obstacles, Search, blocked, candidate_yaws, down, plan_grasps
+from sim.expert.grasps import Grasp, Obstacles, Search, blocked, down, plan_grasps, principal_yaws, turn_between
 from sim.expert.kinematics import Reach
 from sim.expert.motion import hand_below, travel
 from sim.expert.picking import spread
@@ -20,13 +20,16 @@ from sim.expert.picking import spread
 if TYPE_CHECKING:
     from sim.expert.expert import Expert
 
-TILTS = np.deg2rad([0, 30, -30, 50, -50, 70, -70, 88, -88])  # about the hand's y axis: the fingers close in the tilt
+TILTS = np.deg2rad([0, 20, 40, 60, 75, 82, 90])  # about the hand's y axis, both ways: the fingers close in the tilt
+HALF_TURN = np.diag([-1.0, -1.0, 1.0])  # the same hand, fingers exchanged
 LEADING = 0.03  # m: the part that sticks out this far in the direction of motion is where handles are
+KNOB = 0.08  # m: turning parts within this radius are held about the axis
 AHEAD = 0.04  # m (at the hand) the target runs ahead of the joint
 BEYOND = 0.03  # m (at the hand) past the threshold that is aimed at
 TRIED = 40
 RETRIES = 4
 BACK = 0.07
+CLOSE_MARGIN = 0.003
 GAP = 0.015  # m between fingers and surface before a push
 
 
@@ -61,6 +64,15 @@ class Screw:
         middle = arm.mean(0) / max(np.linalg.norm(arm.mean(0)), 1e-9)
         side = np.cross(self.axis, middle)
         return sign * np.arctan2(arm @ side, arm @ middle) * radius
+
+    def front(self, cloud: Cloud, sign: int) -> Cloud:
+        """Where to hold the part: all of a knob, of larger parts what leads in the direction of motion."""
+        if not self.slides:
+            arm = cloud.points - self.anchor
+            if np.linalg.norm(arm - np.outer(arm @ self.axis, self.axis), axis=1).max() < KNOB:
+                return cloud
+        lead = self.lead(cloud.points, sign)
+        return cloud.select(lead > lead.max() - LEADING)
 
 
 class Articulated:
@@ -131,17 +143,13 @@ class Articulated:
         """The best reachable grasp whose hand stays free while the joint moves."""
         screw, bodies = self.screw(goal), self.parts(goal)
         cloud = self.scene.cloud(bodies)
-        lead = screw.lead(cloud.points, goal.sign)
-        front = cloud.select(lead > lead.max() - LEADING)
+        front = screw.front(cloud, goal.sign)
         center = front.points.mean(0)
         hand, _ = self.scene.hand()
-        rotations = [
-            down(yaw) @ turned(np.array([0, 1.0, 0]), tilt) for yaw in candidate_yaws(front.points) for tilt in TILTS
-        ]
         obstacles = self.obstacles(center, bodies)
-        grasps = plan_grasps(
-            front, center, self.scene.gripper, obstacles, hand, Search(rotations, 0.003, cloud.points, True)
-        )
+        rotations = tilted(principal_yaws(front.points), hand, Reach(self.scene), center)
+        search = Search(rotations, CLOSE_MARGIN, cloud.points, narrow=True)
+        grasps = plan_grasps(front, center, self.scene.gripper, obstacles, hand, search)
         fresh = [g for g in grasps if all(np.linalg.norm(g.position - f) > 0.012 for f in self.failed)]
         reach = Reach(self.scene)
         by = goal.threshold - self.value(goal)
@@ -156,7 +164,7 @@ class Articulated:
         return None
 
     def follow(self, goal: JointGoal, rotation: np.ndarray, position: np.ndarray) -> Iterator[np.ndarray]:
-        """Moves a hand that holds or pushes the part at a pose along the joint, until the predicate holds or it stalls."""
+        """Moves a hand that holds or pushes the part along the joint, until the predicate holds or it stalls."""
         screw, first = self.screw(goal), self.value(goal)
         speed = float(np.linalg.norm(screw.velocity(position[None])[0]))
         ahead, beyond = AHEAD / max(speed, 0.05), BEYOND / max(speed, 0.05)
@@ -243,3 +251,15 @@ class Articulated:
                 if reach.reachable(rotation, before) and reach.reachable(end_rotation, end):
                     return rotation, contact, before
         return None
+
+
+def tilted(yaws: np.ndarray, hand: np.ndarray, reach: Reach, center: np.ndarray) -> list[np.ndarray]:
+    """Hand rotations at the yaws, tilted by TILTS, that reach `center` (3,); of the two equal ones the nearer to
+    `hand` (3, 3)."""
+    result = []
+    for yaw in yaws:
+        for tilt in [*TILTS, *-TILTS[1:]]:
+            rotation = down(yaw) @ turned(np.array([0, 1.0, 0]), tilt)
+            both = sorted((rotation, rotation @ HALF_TURN), key=lambda r: turn_between(hand, r))
+            result += next(([r] for r in both if reach.reachable(r, center)), [])
+    return result

@@ -11,6 +11,7 @@ import numpy as np
 from embodied.protocols import PolicySpec
 from sim.expert.articulated import Articulated
 from sim.expert.controller import OPEN, Arm
+from sim.expert.dragging import Drag
 from sim.expert.goals import Predicate, goals_of
 from sim.expert.picking import PickAndPlace
 from sim.expert.scene import Scene
@@ -69,7 +70,7 @@ class Expert:
     def _solve(self) -> Iterator[np.ndarray]:
         yield from self._settle()
         for _ in range(ROUNDS):
-            for predicate in self.goal:
+            for predicate in ordered(self.goal):
                 if not self.goals.holds(predicate):
                     self.note(f"solve {predicate}")
                     yield from self._skill(predicate)
@@ -79,8 +80,13 @@ class Expert:
     def _skill(self, predicate: Predicate) -> Iterator[np.ndarray]:
         if predicate[0] in ARTICULATED:
             yield from Articulated(self, predicate).run()
-        else:
-            yield from PickAndPlace(self, predicate).run()
+            return
+        entrance = self.goals.entrance(predicate)
+        if entrance is not None and not self.goals.holds(entrance) and not PickAndPlace(self, predicate).has_spot():
+            self.note(f"first {entrance}")
+            yield from Articulated(self, entrance).run()
+        if not (yield from PickAndPlace(self, predicate).run()) and predicate[0] == "on":
+            yield from Drag(self, predicate).run()
 
     def _settle(self) -> Iterator[np.ndarray]:
         """Waits until free bodies are slow."""
@@ -89,3 +95,17 @@ class Expert:
             if not len(moving) or np.abs(self.scene.data.qvel[moving]).max() < REST_SPEED:
                 return
             yield np.array([0, 0, 0, 0, 0, 0, OPEN])
+
+
+def ordered(goal: list[Predicate]) -> list[Predicate]:
+    """Open and switch first, close last; between them, what others are put on or into goes before these."""
+    rank = {"open": 0, "turnon": 1, "turnoff": 1, "close": 3}
+    placed = {predicate[1]: predicate for predicate in goal if len(predicate) == 3}
+
+    def depth(predicate: Predicate) -> int:
+        below, count = predicate, 0
+        while len(below) == 3 and below[2] in placed and count < len(goal):
+            below, count = placed[below[2]], count + 1
+        return count
+
+    return sorted(goal, key=lambda predicate: (rank.get(predicate[0], 2), depth(predicate)))

@@ -275,7 +275,11 @@ def hits(points: np.ndarray, rotation: np.ndarray, position: np.ndarray, boxes: 
     local = points @ rotation
     offset = np.atleast_2d(position) @ rotation
     found = np.zeros(len(offset), bool)
-    for low, high in boxes:
+    if not len(offset):
+        return found
+    lowest, highest = offset.min(0) + boxes[:, 0].min(0), offset.max(0) + boxes[:, 1].max(0)
+    local = local[np.all((local > lowest) & (local < highest), axis=1)]
+    for low, high in boxes[::-1]:
         todo = np.flatnonzero(~found)
         if not len(todo):
             break

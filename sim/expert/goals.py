@@ -92,6 +92,16 @@ class LiberoGoals:
 
         return Region(position, np.full(2, ON_RADIUS), accepts, self.scene.subtree(self.body(place)), False)
 
+    def entrance(self, predicate: Predicate) -> Predicate | None:
+        """The ["open", thing] without which the place of ["in" | "on", object, place] may be out of reach."""
+        site = self.env.object_sites_dict.get(predicate[2])
+        parent = self.env.get_object(site.parent_name) if site is not None and site.parent_name else None
+        if parent is None or not hasattr(parent, "is_open"):
+            return None
+        if site.joints:
+            return ["open", predicate[2]]
+        return ["open", site.parent_name] if predicate[0] == "in" else None
+
     def joints(self, predicate: Predicate) -> list[JointGoal]:
         """What ["open" | "close" | "turnon" | "turnoff", thing] asks of the thing's joints."""
         self._check(predicate)
@@ -164,6 +174,9 @@ class RobosuiteGoals:
         center[:2] += np.array([-0.25 if index in (0, 2) else 0.25, -0.25 if index < 2 else 0.25]) * size
         inside = lambda points: np.array([not env.not_in_bin(p, index) for p in points], bool)  # noqa: E731
         return Region(center, size / 4, inside, frozenset(), True)
+
+    def entrance(self, predicate: Predicate) -> Predicate | None:  # noqa: ARG002 - nothing is closed there
+        return None
 
     def joints(self, predicate: Predicate) -> list[JointGoal]:
         door = self._things()[self._index(predicate[1])]

@@ -5,6 +5,7 @@ The planner knows no object classes: rims of bowls and mugs, boxes, bottles and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +14,13 @@ from sim.expert.geometry import Cloud, GripperShape, hits
 
 YAWS = 12
 ANCHORS = 40
-DEPTHS = (0.006, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the object's local top
-CELL = 0.008  # m: of candidates closer than this the best is kept
+DEPTHS = (0.0055, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the object's local top
+CELL = np.array([0.008, 0.008, 0.0025])  # m, in the hand's axes; of a cell the best is kept
 _CORNERS = np.indices((2, 2, 2)).reshape(3, -1).T
 MIN_ANTIPODALITY = 0.45
 MAX_WIDTH = 0.0715  # m between contacts, of 0.08 m fully open
 APPROACH = 0.12  # m of straight way in that has to be free
-LEVER_COST, WIDTH_COST, TURN_COST = 2.0, 1.0, 0.15  # per m, per m, per rad
+LEVER_COST, WIDTH_COST, TURN_COST = 2.0, 1.0, 0.15  # per m, m and rad
 NARROW_GAP = 0.004  # m between half-open finger and object
 OWN_MARGIN, OTHER_MARGIN = 0.0015, 0.005  # m around the hand: to the object itself, to everything else
 
@@ -63,10 +64,14 @@ def wrap(angle: np.ndarray | float) -> np.ndarray | float:
 def candidate_yaws(points: np.ndarray) -> np.ndarray:
     """Twelve even yaws and the two principal axes of the points seen from above, in [-pi/2, pi/2)."""
     even = np.arange(YAWS) * np.pi / YAWS - np.pi / 2
+    return np.unique(np.round(np.r_[even, principal_yaws(points)], 6))
+
+
+def principal_yaws(points: np.ndarray) -> np.ndarray:
+    """Yaws (2,) at which the fingers close along a principal axis of the points (N, 3) seen from above."""
     centered = points[:, :2] - points[:, :2].mean(0)
     _, axes = np.linalg.eigh(centered.T @ centered)
-    principal = wrap(np.array([np.arctan2(-axis[0], axis[1]) for axis in axes.T]))
-    return np.unique(np.round(np.r_[even, principal], 6))
+    return np.round(wrap(np.array([np.arctan2(-axis[0], axis[1]) for axis in axes.T]) + 1e-7), 6)
 
 
 def anchors(points: np.ndarray, count: int = ANCHORS) -> np.ndarray:
@@ -98,7 +103,7 @@ def plan_grasps(
     gripper: GripperShape,
     obstacles: Obstacles,
     hand: np.ndarray,
-    search: Search = Search(),  # noqa: B008 - immutable
+    search: Search = Search(),
 ) -> list[Grasp]:
     """All collision-free grasps of an object, best first.
 
@@ -111,19 +116,32 @@ def plan_grasps(
     result: list[Grasp] = []
     for rotation in rotations:
         position, width, quality = contacts(cloud, around @ rotation, rotation, gripper)
-        keep = thinned(position, quality)
+        keep = thinned(position @ rotation, quality)
         position, width, quality = position[keep], width[keep], quality[keep]
         lever = np.linalg.norm(np.cross(position - center, rotation[:, 2]), axis=1)
-        score = quality - LEVER_COST * lever - WIDTH_COST * width - TURN_COST * _turn(hand, rotation)
-        for opening, cost in openings(gripper) if search.narrow else ((gripper.reach, 0.0),):
-            fits = np.flatnonzero(width / 2 + NARROW_GAP < opening)
-            if not len(fits):
-                continue
-            stopped = blocked(position[fits], rotation, gripper, own, obstacles, search.margin, opening)
-            free = fits[~stopped]
-            result += [Grasp(rotation, position[i], float(width[i]), float(score[i] - cost), opening) for i in free]
-            width = np.where(np.isin(np.arange(len(width)), free), np.inf, width)
+        score = quality - LEVER_COST * lever - WIDTH_COST * width - TURN_COST * turn_between(hand, rotation)
+        for i, opening, cost in _free(position, width, rotation, gripper, own, obstacles, search):
+            result.append(Grasp(rotation, position[i], float(width[i]), float(score[i] - cost), opening))
     return sorted(result, key=lambda grasp: -grasp.score)
+
+
+def _free(
+    position: np.ndarray,
+    width: np.ndarray,
+    rotation: np.ndarray,
+    gripper: GripperShape,
+    own: np.ndarray,
+    obstacles: Obstacles,
+    search: Search,
+) -> Iterator[tuple[int, float, float]]:
+    """Of (K,) candidates those the hand can reach freely: index, opening of each finger, its cost."""
+    left = np.arange(len(position))
+    for opening, cost in openings(gripper) if search.narrow else [(gripper.reach, 0.0)]:
+        fits = left[width[left] / 2 + NARROW_GAP < opening]
+        if len(fits):
+            free = fits[~blocked(position[fits], rotation, gripper, own, obstacles, search.margin, opening)]
+            yield from ((int(i), opening, cost) for i in free)
+            left = np.setdiff1d(left, free)
 
 
 def openings(gripper: GripperShape) -> list[tuple[float, float]]:
@@ -137,13 +155,13 @@ def openings(gripper: GripperShape) -> list[tuple[float, float]]:
 
 
 def thinned(position: np.ndarray, quality: np.ndarray) -> np.ndarray:
-    """Indices of the best of (K,) candidates in every cell of CELL metres of their position (K, 3)."""
+    """Indices of the best of (K,) candidates in every CELL of their position (K, 3) in the hand's axes."""
     order = np.argsort(-quality, kind="stable")
     _, first = np.unique(np.floor(position[order] / CELL).astype(int), axis=0, return_index=True)
     return np.sort(order[first])
 
 
-def _turn(hand: np.ndarray, rotation: np.ndarray) -> float:
+def turn_between(hand: np.ndarray, rotation: np.ndarray) -> float:
     """Angle (rad) between two hand orientations."""
     return float(np.arccos(np.clip((np.trace(hand.T @ rotation) - 1) / 2, -1, 1)))
 

@@ -40,22 +40,27 @@ class PickAndPlace:
         self.failed: list[np.ndarray] = []
 
     def run(self) -> Iterator[np.ndarray]:
-        """Tries grasp after grasp until the predicate holds with the hand away."""
+        """Tries grasp after grasp until the predicate holds with the hand away; returns whether it does."""
         for _ in range(RETRIES):
             grasp = self.choose()
             if grasp is None:
                 self.expert.note("no feasible grasp")
-                return
+                return False
             if not (yield from self.pick(grasp)):
                 self.failed.append(self.local(grasp.position))
                 yield from self.arm.fingers(OPEN)
                 continue
             if self.predicate[0] == "lifted":
                 yield from self.raise_up()
-                return
-            yield from self.place()
+            else:
+                yield from self.place()
             if self.goals.holds(self.predicate):
-                return
+                return True
+        return False
+
+    def has_spot(self) -> bool:
+        """Is there room for the object where it should go?"""
+        return bool(find_spots(self.scene, self.body, self.goals.region(self.predicate), self.bodies))
 
     # Planning
 
