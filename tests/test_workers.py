@@ -135,6 +135,18 @@ def test_dropping_an_object_gives_its_memory_back(pool):
     assert pool.wait()[0].rss_mb < full - 190
 
 
+def test_clearing_drops_all_objects_and_ends_calls_under_way(pool):
+    for worker in range(2):
+        pool.build(worker, "a", PATIENT)
+    pids = pool.pids()
+    pool.submit(1, "a", "hang")
+    pool.clear()
+    assert pool.busy() == []
+    assert not alive(pids[1])
+    with pytest.raises(WorkerError, match=r"owns \[\], not 'a'"):
+        pool.call(0, "a", "pid")
+
+
 PARENT = """
 import sys, time
 from embodied.registry import registry

@@ -41,6 +41,7 @@ class EvaluateConfig:
     starts: Starts = Starts.auto
     seed: int = 7
     workers: int = 2
+    torch_threads: int = 1  # of the policy; the simulators need the cores
     replan: int | None = None  # actions executed between two looks; the policy's own
     max_steps: int | None = None  # the protocol's own; anything else is no published number
     max_attempts: int = 3

@@ -50,8 +50,16 @@ def evaluate(
 
 
 def _evaluate(config: EvaluateConfig, policy: Policy | None, command: str | None, pool: WorkerPool) -> Summary:
-    tasks = suite_tasks(config)
+    suite_tasks(config)  # what is wrong there should not leave an empty folder behind
     folder = RunFolder(Path(config.run) if config.run else new_run_folder("evaluate"))
+    with folder.lock():
+        return _run(folder, config, policy, command, pool)
+
+
+def _run(
+    folder: RunFolder, config: EvaluateConfig, policy: Policy | None, command: str | None, pool: WorkerPool
+) -> Summary:
+    tasks = suite_tasks(config)
     policy, expert, spec = _policy(config, policy, pool)
     episodes = _episodes(config, policy, tasks)
     _agree(folder, config, spec, tasks)
@@ -83,6 +91,8 @@ def _policy(
     if config.policy.get("runs_in") == SIMULATOR_SIDE:
         return None, settings, _expert_spec(settings, pool)
     built = build(settings)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(config.torch_threads)
     return built, None, built.spec
 
 

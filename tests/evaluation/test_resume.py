@@ -71,6 +71,12 @@ def test_killed_runs_end_as_an_undisturbed_one(settings, pool, tmp_path):
     assert not [path for path in folder.rglob("*.tmp") if path.suffix != ".tmp"]
 
 
+def test_a_run_in_progress_keeps_others_out(settings, pool):
+    with RunFolder(Path(settings.run)).lock(), pytest.raises(ValueError, match="being written by another process"):
+        evaluate(settings, point_mass.Seeing(), pool=pool)
+    assert len(evaluate(replace(settings, tasks=[0]), point_mass.Seeing(), pool=pool).records) == 3
+
+
 def test_a_torn_line_is_run_again(settings, pool):
     evaluate(replace(settings, tasks=[0]), point_mass.Seeing(), pool=pool)
     path = Path(settings.run) / RECORDS
