@@ -9,6 +9,8 @@ from typing import Any
 
 from embodied.workers import WorkerError, WorkerPool
 
+GIVE_UP = 3  # jobs
+
 
 @dataclass(eq=False)
 class Job:
@@ -34,8 +36,11 @@ class Crew:
         self._running: dict[int, tuple[Job, str | None]] = {}  # worker -> job, and the object being built for it
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-        """(job, result) as they finish; the result is a WorkerError when every attempt ended in one."""
-        waiting = deque(jobs)
+        """(job, result) as they finish; the result is a WorkerError when every attempt ended in one.
+
+        Raises ValueError when the first jobs all end in errors: then the settings are wrong, not the jobs.
+        """
+        waiting, lost = deque(jobs), 0
         while waiting or self._running:
             for worker in self.pool.idle():
                 if worker not in self._running and waiting:
@@ -47,12 +52,16 @@ class Crew:
                     job.failures.append(reply.error)
                     if len(job.failures) < self.attempts:
                         waiting.appendleft(job)
-                    else:
-                        yield job, reply.error
+                        continue
+                    lost += lost >= 0
+                    if lost >= GIVE_UP:
+                        raise ValueError(f"the first {lost} jobs all failed: {reply.error.summary}") from reply.error
+                    yield job, reply.error
                 elif building is not None:
                     self._built[reply.worker][building] = job.needs[building]
                     self._go_on(reply.worker, job)
                 else:
+                    lost = -1
                     yield job, reply.result
 
     def _go_on(self, worker: int, job: Job) -> None:

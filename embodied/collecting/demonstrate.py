@@ -18,6 +18,7 @@ from embodied.protocols import Expert, SimEnv
 from embodied.schema import ACTION, ACTION_DIM, EXECUTED_ACTION, STATE, STATE_DIM
 
 NOISE_SHAPE = np.array([1, 1, 1, 1 / 3, 1 / 3, 1 / 3, 0])  # translations, rotations, gripper
+STATE_ROUNDING = 1e-6  # between two ways to compute the same float32 proprioception
 NOISE_STREAM = 20  # keeps the noise apart from what else is drawn from the episode's seed
 
 
@@ -124,6 +125,7 @@ def compare(
     else:
         known = len(record.states)
         apart = np.abs(states[:known] - record.states).max(1) if known else np.zeros(0)
+        tolerance = max(tolerance, STATE_ROUNDING)
         reached = f"the state before step {int(np.argmax(apart > tolerance))}"
     if np.any(apart > tolerance):
         return Divergence(f"{reached} differs by up to {apart.max():.3g}{_other_versions(record)}")

@@ -14,7 +14,7 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class RecordFolder:
     def append(self, record: EpisodeRecord) -> EpisodeLine:
         """Writes arrays, then the line. Raises ValueError on shapes that do not agree."""
         _check(record)
-        line = EpisodeLine(**{**asdict(record.line), "file": file_name(record.line)})
+        line = replace(record.line, file=file_name(record.line), format=FORMAT)
         arrays = {SNAPSHOT + name: np.asarray(value) for name, value in record.snapshot.items()}
         buffer = io.BytesIO()
         np.savez_compressed(
@@ -145,7 +145,7 @@ class RecordFolder:
         executed = held.pop("executed").astype(np.float32)
         beside = _columns_beside(self.path.parent, int(Path(line.file).stem))
         intended, states = beside.get(ACTION, executed), beside.get(STATE, np.zeros((0, STATE_DIM), np.float32))
-        snapshot = {**held, "seed": np.array(line.seed), "settle_steps": np.array(0)}
+        snapshot = {**held, "seed": np.array(line.seed)}  # taken after settling: it names no settle_steps
         return EpisodeRecord(line, snapshot, executed, intended, states, np.zeros(0))
 
 

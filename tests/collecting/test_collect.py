@@ -183,6 +183,12 @@ def test_a_worker_that_crashes_or_hangs_costs_no_episode(tmp_path: Path, setting
     assert_same_records(tmp_path / "d", tmp_path / "calm")
 
 
+def test_wrong_settings_end_it_at_once(tmp_path: Path, settings: dict) -> None:
+    env = {**settings["env"], "image_size": "large", "trouble": 7}
+    with pytest.raises(ValueError, match="the first 3 jobs all failed: TypeError"):
+        run(settings, tmp_path / "d", env=env, tasks=[0], episodes=9, attempts=1)
+
+
 def test_a_replay_that_diverges_is_not_committed(tmp_path: Path, settings: dict) -> None:
     run(settings, tmp_path / "d", tasks=[0], phase=Phase.physics)
     trouble = tmp_path / "trouble"
