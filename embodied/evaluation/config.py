@@ -61,6 +61,8 @@ def suite_tasks(config: EvaluateConfig) -> dict[int, Task]:
     """The chosen tasks by index, with their limits. ValueError for an index that the suite does not have."""
     if "suite" not in config.env or "_target_" not in config.env:
         raise ValueError("an evaluation needs an environment: add env=... to the command")
+    if config.env["_target_"] not in registry().targets:
+        registry().resolve(config.env["_target_"])  # refuses it here, before any worker does
     listed = {task.index: task for task in registry().resolve(config.catalogue.tasks)(config.env["suite"])}
     chosen = sorted(set(listed if config.tasks is None else config.tasks))
     unknown = [index for index in chosen if index not in listed]

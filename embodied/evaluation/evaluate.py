@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,6 +23,9 @@ from embodied.paths import new_run_folder
 from embodied.protocols import Episode, Policy, PolicySpec, Task
 from embodied.registry import build
 from embodied.workers import WorkerError, WorkerPool
+
+if TYPE_CHECKING:
+    from embodied.evaluation.report import ReportRun
 
 SIMULATOR_SIDE = "simulator"
 PROBE_TARGET = "embodied.evaluation.rollout.Probe"
@@ -181,14 +184,21 @@ def _finish(folder: RunFolder, config: EvaluateConfig, episodes: list[Episode], 
     summary = summarise(folder.path, [r for key, r in folder.records().items() if key in wanted])
     write_json(folder.path / "summary.json", summary.to_json())
     if config.report:
-        from embodied.evaluation.report import ReportRun, write_report
-        from embodied.evaluation.videos import render_videos
+        from embodied.evaluation.report import write_report
 
-        looks = (config.videos, config.video_size, config.video_stride)
-        clips = render_videos(folder, config.env, summary.records, *looks, pool=pool)
         title = f"{summary.records[0].policy} on {config.env['suite']}"
-        summary.report = write_report(folder.path, title, [ReportRun(folder, summary, clips)])
+        summary.report = write_report(folder.path, title, [report_run(summary, config, pool)])
     return summary
+
+
+def report_run(summary: Summary, config: EvaluateConfig, pool: WorkerPool | None = None, label: str = "") -> ReportRun:
+    """A run as `write_report` takes it: with `config.videos` rollouts, rendered unless they are there already."""
+    from embodied.evaluation.report import ReportRun
+    from embodied.evaluation.videos import render_videos
+
+    folder = RunFolder(summary.folder)
+    looks = (config.videos, config.video_size, config.video_stride)
+    return ReportRun(folder, summary, render_videos(folder, config.env, summary.records, *looks, pool=pool), label)
 
 
 class _Progress:

@@ -60,6 +60,7 @@ def test_the_last_line_is_the_report(tmp_path, capsys):
         (["env=robosuite", "tasks=[99]", "policy=zero"], "tasks of robosuite should be among 0..10, got [99]"),
         (["env=robosuite", "starts=stored", "policy=zero", "tasks=[0]"], "has 0 stored initial states"),
         (["policy._target_=os.system"], "'os.system': refused"),
+        (["env._target_=os.system", "policy=zero"], "'os.system': refused"),
     ],
 )
 def test_errors_name_what_is_wrong(arguments, words, capsys, tmp_path):
