@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from sim.expert.expert import Expert
 
 LEVEL = 0.015  # m the object's height may differ at its destination
-PRESS = 0.012  # m below the surface that the hand aims at while it drags
+AHEAD_SHARE = 0.3  # of the object's radius
+LOST = 0.04  # m the hand may slide off its point on the object
+PRESS = 0.008  # m below the surface that the hand aims at while it drags
 ABOVE = 0.05
 AHEAD = 0.03  # m the hand's aim runs ahead
 MAX_STEPS = 120
@@ -62,15 +64,16 @@ class Drag:
         return next((s for s in spots if s.turn == 0 and abs(s.position[2] - height) < LEVEL), None)
 
     def press_point(self, move: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Hand rotation and position of the grip site with closed fingertips on the object, well ahead of its middle:
-        what is drawn from the front follows."""
+        """Hand rotation and position of the grip site with closed fingertips on the object, a little ahead of its
+        middle: what is drawn from the front follows, what is pressed inside its feet does not tip."""
         scene = self.scene
         cloud = scene.cloud(self.bodies)
         top = cloud.select(cloud.normals[:, 2] > 0.9)
         forward = move[:2] / max(float(np.linalg.norm(move[:2])), 1e-9)
         side = np.array([-forward[1], forward[0]])
         offset = top.points[:, :2] - cloud.points[:, :2].mean(0)
-        score = offset @ forward - 1.5 * np.abs(offset @ side)
+        radius = float(np.linalg.norm(cloud.points[:, :2] - cloud.points[:, :2].mean(0), axis=1).max())
+        score = -np.abs(offset @ forward - AHEAD_SHARE * radius) - np.abs(offset @ side)
         obstacles = Obstacles(scene.obstacles(self.bodies).near(cloud.points.mean(0), 0.3).points, scene.supports())
         hand, _ = scene.hand()
         yaws = sorted(candidate_yaws(cloud.points), key=lambda yaw: -np.trace(hand.T @ down(yaw)))
@@ -84,7 +87,11 @@ class Drag:
 
     def drag(self, rotation: np.ndarray, contact: np.ndarray, destination: np.ndarray) -> Iterator[np.ndarray]:
         """Presses and moves until the object is where it should be, correcting for what slips."""
+        first = self.scene.pose(self.body)[1] - self.scene.hand()[1]
         for _ in range(MAX_STEPS):
+            if np.linalg.norm(self.scene.pose(self.body)[1] - self.scene.hand()[1] - first) > LOST:
+                self.expert.note("slid off")
+                return
             left = (destination - self.scene.pose(self.body)[1]) * [1, 1, 0]
             far = float(np.linalg.norm(left))
             if far < 0.008 or (far < 0.02 and self.goals.holds(self.predicate)):
