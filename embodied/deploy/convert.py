@@ -31,12 +31,13 @@ def decode(stream: Stream, message: Any) -> Feature:
         return value
     if value.dtype == np.uint8 and value.ndim == 3:
         return _fit(stream, value)
-    vector = value.astype(np.float64) * unit_factor(stream.unit, stream.feature_unit)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        vector = (value.astype(np.float64) * unit_factor(stream.unit, stream.feature_unit)).astype(np.float32)
     if not np.isfinite(vector).all():
         raise ValueError(f"{stream.place} should be finite, element {int(np.argmin(np.isfinite(vector)))} is not")
     if len(vector) != len(stream.names):
         raise ValueError(f"{stream.place} should have {len(stream.names)} elements, got {len(vector)}")
-    return vector.astype(np.float32)
+    return vector
 
 
 def stamp_of(stream: Stream, message: Any, received_ns: int) -> int:
