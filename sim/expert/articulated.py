@@ -12,16 +12,14 @@ import numpy as np
 from sim.expert.controller import CLOSE, OPEN, Tolerance, turned
 from sim.expert.geometry import Cloud
 from sim.expert.goals import JointGoal, Predicate
-from sim.expert.grasps import Grasp, Obstacles, Search, blocked, down, plan_grasps, principal_yaws, turn_between
-from sim.expert.kinematics import Reach
+from sim.expert.grasps import Grasp, Obstacles, Search, blocked, down, plan_grasps, principal_yaws
+from sim.expert.kinematics import Reach, tilted
 from sim.expert.motion import hand_below, travel
 from sim.expert.picking import spread
 
 if TYPE_CHECKING:
     from sim.expert.expert import Expert
 
-TILTS = np.deg2rad([0, 20, 40, 60, 75, 82, 90])  # about the hand's y axis, both ways: the fingers close in the tilt
-HALF_TURN = np.diag([-1.0, -1.0, 1.0])  # the same hand, fingers exchanged
 LEADING = 0.03  # m: the part that sticks out this far in the direction of motion is where handles are
 KNOB = 0.08  # m: turning parts within this radius are held about the axis
 AHEAD = 0.04  # m (at the hand) the target runs ahead of the joint
@@ -251,15 +249,3 @@ class Articulated:
                 if reach.reachable(rotation, before) and reach.reachable(end_rotation, end):
                     return rotation, contact, before
         return None
-
-
-def tilted(yaws: np.ndarray, hand: np.ndarray, reach: Reach, center: np.ndarray) -> list[np.ndarray]:
-    """Hand rotations at the yaws, tilted by TILTS, that reach `center` (3,); of the two equal ones the nearer to
-    `hand` (3, 3)."""
-    result = []
-    for yaw in yaws:
-        for tilt in [*TILTS, *-TILTS[1:]]:
-            rotation = down(yaw) @ turned(np.array([0, 1.0, 0]), tilt)
-            both = sorted((rotation, rotation @ HALF_TURN), key=lambda r: turn_between(hand, r))
-            result += next(([r] for r in both if reach.reachable(r, center)), [])
-    return result

@@ -5,9 +5,13 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from sim.expert.controller import rotation_vector
+from sim.expert.controller import rotation_vector, turned
+from sim.expert.grasps import down, turn_between
 from sim.expert.scene import Scene
 
+TILTS = np.deg2rad([0, 20, 40, 60, 75, 82, 90])  # about the hand's y axis, both ways: the fingers close in the tilt
+LEANS = np.deg2rad([-25, 25, -45, 45])
+HALF_TURN = np.diag([-1.0, -1.0, 1.0])  # the same hand, fingers exchanged
 ITERATIONS = 60
 DAMPING = 0.05
 REST_PULL = 0.1
@@ -49,3 +53,27 @@ class Reach:
             step *= min(1.0, STEP_CAP / max(np.abs(step).max(), 1e-9))
             self.data.qpos[self.qpos] = np.clip(self.data.qpos[self.qpos] + step, self.low, self.high)
         return False
+
+
+def tilted(yaws: np.ndarray, hand: np.ndarray, reach: Reach, center: np.ndarray) -> list[np.ndarray]:
+    """Hand rotations at the yaws, tilted by TILTS, that reach `center` (3,); of the two equal ones the nearer to
+    `hand` (3, 3)."""
+    result = []
+    for yaw in yaws:
+        for tilt in [*TILTS, *-TILTS[1:]]:
+            rotation = down(yaw) @ turned(np.array([0, 1.0, 0]), tilt)
+            both = sorted((rotation, rotation @ HALF_TURN), key=lambda r: turn_between(hand, r))
+            result += next(([r] for r in both if reach.reachable(r, center)), [])
+    return result
+
+
+def leaning(hand: np.ndarray, reach: Reach, center: np.ndarray) -> list[np.ndarray]:
+    """Hand rotations that lean to either side of pointing down and reach `center` (3,)."""
+    result = []
+    for yaw in np.arange(6) * np.pi / 6:
+        for axis in ([1.0, 0, 0], [0, 1.0, 0]):
+            for lean in LEANS:
+                rotation = down(yaw) @ turned(np.array(axis), lean)
+                both = sorted((rotation, rotation @ HALF_TURN), key=lambda r: turn_between(hand, r))
+                result += next(([r] for r in both if reach.reachable(r, center)), [])
+    return result

@@ -12,6 +12,7 @@ from sim.expert.scene import Scene
 
 CLEARANCE = 0.02
 CORRIDOR_STEP = 0.01
+SHIFTS = (0.04, 0.08, 0.12, 0.16, 0.2, 0.25)  # m
 
 
 def corridor_height(scene: Scene, start: np.ndarray, end: np.ndarray, radius: float, without: frozenset[int]) -> float:
@@ -58,3 +59,35 @@ def travel(
     over = np.array([position[0], position[1], safe])
     tolerance = TRAVEL if safe > position[2] + 0.03 else Tolerance(0.015, 0.12)
     return (yield from arm.move(rotation, over, tolerance))
+
+
+def way_out(scene: Scene, load: np.ndarray, without: frozenset[int]) -> np.ndarray | None:
+    """The shortest level shift (3,) of a load (points (N, 3), hand included) after which it can go straight up.
+
+    Zero when it can already; None when no shift up to SHIFTS[-1] is free.
+    """
+    obstacles = scene.obstacles(without).near(load, SHIFTS[-1] + 0.02).points
+    cells, inverse = np.unique(np.floor(load[:, :2] / CORRIDOR_STEP).astype(int), axis=0, return_inverse=True)
+    low, high = np.full(len(cells), np.inf), np.full(len(cells), -np.inf)
+    np.minimum.at(low, inverse.ravel(), load[:, 2])
+    np.maximum.at(high, inverse.ravel(), load[:, 2])
+    taken: dict[tuple[int, int], list[float]] = {}
+    for point in obstacles[obstacles[:, 2] > low.min()]:
+        taken.setdefault((int(point[0] // CORRIDOR_STEP), int(point[1] // CORRIDOR_STEP)), []).append(float(point[2]))
+
+    def free(shift: np.ndarray, upwards: bool) -> bool:
+        moved = cells + np.rint(shift / CORRIDOR_STEP).astype(int)
+        for cell, bottom, top in zip(moved, low, high, strict=True):
+            heights = taken.get((int(cell[0]), int(cell[1])), ())
+            if any(z > bottom and (upwards or z < top) for z in heights):
+                return False
+        return True
+
+    if free(np.zeros(2), True):
+        return np.zeros(3)
+    for far in SHIFTS:
+        for angle in np.arange(12) * np.pi / 6:
+            shift = far * np.array([np.cos(angle), np.sin(angle)])
+            if free(shift, True) and all(free(shift * part, False) for part in (0.25, 0.5, 0.75)):
+                return np.r_[shift, 0.0]
+    return None

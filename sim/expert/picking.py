@@ -9,8 +9,9 @@ import numpy as np
 
 from sim.expert.controller import CLOSE, OPEN, Tolerance
 from sim.expert.goals import Predicate, imagined
-from sim.expert.grasps import Grasp, Obstacles, plan_grasps
-from sim.expert.motion import travel
+from sim.expert.grasps import Grasp, Obstacles, Search, plan_grasps
+from sim.expert.kinematics import Reach, leaning
+from sim.expert.motion import hand_below, travel, way_out
 from sim.expert.placing import DROPS, Place, Spot, find_place, find_spots
 
 if TYPE_CHECKING:
@@ -73,29 +74,45 @@ class PickAndPlace:
         return Obstacles(self.scene.obstacles(self.bodies).near(center, NEAR).points, self.scene.supports())
 
     def choose(self) -> Grasp | None:
-        """The best grasp that has not failed and, for a place, leads to a feasible release."""
+        """The best grasp that has not failed and, for a place, leads to a feasible release: pointing down if possible,
+        else leaning."""
         cloud = self.scene.cloud(self.bodies)
-        center = self.scene.center_of_mass(self.body)
         hand, _ = self.scene.hand()
-        grasps = plan_grasps(cloud, center, self.scene.gripper, self.obstacles(cloud.points.mean(0)), hand)
-        fresh = [g for g in grasps if all(np.linalg.norm(self.local(g.position) - f) > 0.015 for f in self.failed)]
-        self.expert.note(f"{len(grasps)} grasps, {len(fresh)} fresh")
-        if self.predicate[0] == "lifted" or not fresh:
-            return fresh[0] if fresh else None
+        reach = Reach(self.scene)
+        around = self.obstacles(cloud.points.mean(0))
+        center = self.scene.center_of_mass(self.body)
+        spots = self.spots() if self.predicate[0] != "lifted" else []
+        for lean in (False, True):
+            rotations = leaning(hand, reach, center) if lean else None
+            grasps = plan_grasps(cloud, center, self.scene.gripper, around, hand, Search(rotations))
+            fresh = [g for g in grasps if all(np.linalg.norm(self.local(g.position) - f) > 0.015 for f in self.failed)]
+            self.expert.note(f"{len(grasps)} {'leaning ' if lean else ''}grasps, {len(fresh)} fresh")
+            best = self.best(fresh, spots, reach)
+            if best is not None:
+                return best
+        return None
+
+    def best(self, grasps: list[Grasp], spots: list[Spot], reach: Reach) -> Grasp | None:
+        """Of grasps, best first, the one with the best score after the cost of its release."""
+        if self.predicate[0] == "lifted":
+            return next((g for g in grasps if reach.reachable(g.rotation, g.position)), None)
         region = self.goals.region(self.predicate)
-        spots = self.verified(find_spots(self.scene, self.body, region, self.bodies))
-        around = self.obstacles(region.center)
-        drops = DROPS if region.container else DROPS[:3]
+        near, drops = self.obstacles(region.center), DROPS if region.container else DROPS[:3]
         best: tuple[float, Grasp] | None = None
-        for grasp in spread(fresh, TRIED) if spots else []:
+        for grasp in spread(grasps, TRIED) if spots else []:
             if best is not None and grasp.score - PLACE_WEIGHT * spots[0].cost <= best[0]:
                 break
+            if not reach.reachable(grasp.rotation, grasp.position):
+                continue
             in_hand = self.in_hand(grasp.rotation, grasp.position)
-            place = find_place(spots[:FEW], in_hand, self.scene.gripper, around, drops)
-            if place is not None:
+            place = find_place(spots[:FEW], in_hand, self.scene.gripper, near, drops)
+            if place is not None and reach.reachable(place.rotation, place.position):
                 value = grasp.score - PLACE_WEIGHT * place.cost
                 best = (value, grasp) if best is None or value > best[0] else best
         return best[1] if best else None
+
+    def spots(self) -> list[Spot]:
+        return self.verified(find_spots(self.scene, self.body, self.goals.region(self.predicate), self.bodies))
 
     def verified(self, spots: list[Spot]) -> list[Spot]:
         """Spots, from the first at which the simulator's own predicate holds on the predicted pose."""
@@ -118,16 +135,28 @@ class PickAndPlace:
         arm, scene = self.arm, self.scene
         arm.gripper = OPEN
         before = grasp.position - BACK * grasp.rotation[:, 2]
-        yield from travel(arm, grasp.rotation, before, scene.gripper.tip, 0.06)
+        yield from travel(arm, grasp.rotation, before, hand_below(scene.gripper, grasp.rotation), 0.06)
         yield from arm.move(grasp.rotation, before, Tolerance(0.02, 0.1))
         yield from arm.move(grasp.rotation, grasp.position)
         yield from arm.fingers(CLOSE)
         _, held = self.in_hand(*scene.hand())
-        yield from arm.move(grasp.rotation, scene.hand()[1] + [0, 0, LIFT], Tolerance(0.02, 0.3))
+        lift = scene.hand()[1] + np.array([0, 0, LIFT])
+        yield from arm.move(grasp.rotation, lift, Tolerance(0.02, 0.3))
+        shift = way_out(scene, self.load(), self.bodies)
+        if shift is not None and shift.any():
+            yield from arm.move(grasp.rotation, lift + shift, Tolerance(0.015, 0.3))
         _, now = self.in_hand(*scene.hand())
         caught = bool(np.linalg.norm(now - held) < SLIP and scene.fingers().max() > 0.001)
         self.expert.note(f"grasp {grasp.score:.2f} width {grasp.width:.3f}: {'caught' if caught else 'missed'}")
         return caught
+
+    def load(self) -> np.ndarray:
+        """Points (N, 3) of what the arm carries now: the object and the hand."""
+        rotation, position = self.scene.hand()
+        boxes = self.scene.gripper.boxes(float(self.scene.fingers().max()), 0.0, 0.0)
+        grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 8)] * 3, indexing="ij"), -1).reshape(-1, 3)
+        hand = np.concatenate([box[0] + grid * (box[1] - box[0]) for box in boxes])
+        return np.concatenate([self.scene.cloud(self.bodies).points, hand @ rotation.T + position])
 
     def raise_up(self) -> Iterator[np.ndarray]:
         rotation, position = self.scene.hand()

@@ -25,7 +25,7 @@ from sim.expert.geometry import (
 
 FINE, COARSE = 0.004, 0.008  # m between surface points: of what is grasped, of obstacles
 SLAB_STEP = 0.004
-WRIST_HALF, WRIST_LONG = 0.06, 0.16  # m: a box for the wrist behind the palm, whatever the last joint's angle
+WRIST_HALF, WRIST_LONG, WRIST_GAP = 0.05, 0.14, 0.028  # m: a box for the wrist, a gap behind the palm, any joint angle
 
 
 class Scene:
@@ -92,7 +92,7 @@ class Scene:
         pad = surface(names[f"{('left', 'right')[right]}_fingerpad"])
         of_fingers = {name for side in ("left", "right") for name in names[f"{side}_finger"]}
         palm = slab_boxes(surface([name for name in gripper.contact_geoms if name not in of_fingers]), 3)
-        wrist_top = palm[0, 0, 2]
+        wrist_top = palm[0, 0, 2] - WRIST_GAP
         wrist = np.array([[-WRIST_HALF, -WRIST_HALF, wrist_top - WRIST_LONG], [WRIST_HALF, WRIST_HALF, wrist_top]])
         return GripperShape(
             finger=slab_boxes(fingers[right] - [joints[right], 0, 0], 4),
