@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from embodied.checkpoint import list_steps, load_checkpoint, load_policy
+from embodied.cli.train import run as train
+from embodied.data.cache_build import CacheConfig, build_cache
+from embodied.data.source import ColumnSpec, EpisodeInfo
+from embodied.io import read_lines
+from embodied.language import WIDTH
+from embodied.schema import ACTION, IMAGE_KEYS, STATE, TASK
+from policies.prts.nano import PRTSNano
+
+SIZES = {"image_size": 32, "grid": 2}
+TEXTS = ("put the bowl on the stove", "open the middle drawer of the cabinet")
+
+
+class Memory:
+    """Six episodes of twelve frames of random images and smooth actions."""
+
+    def __init__(self) -> None:
+        self.name, self.fps = "small", 20.0
+        self.cameras = dict.fromkeys(IMAGE_KEYS, (32, 32))
+        self.columns = {STATE: ColumnSpec("float32", (8,)), ACTION: ColumnSpec("float32", (7,))}
+        self.episodes = [EpisodeInfo(i, 12, TEXTS[i % 2], suite="small", success=i != 5) for i in range(6)]
+
+    def read_columns(self, episode):
+        rng = np.random.default_rng(episode)
+        walk = np.tanh(0.3 * rng.normal(size=(12, 7)).cumsum(0))
+        return {STATE: rng.uniform(-1, 1, (12, 8)).astype(np.float32), ACTION: walk.astype(np.float32)}
+
+    def read_frames(self, episode, camera):
+        return np.random.default_rng([episode, len(camera)]).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def folder(nano, tmp_path_factory) -> Path:
+    """A frame cache with made-up feature maps and word features."""
+    cache = build_cache(
+        Memory(), tmp_path_factory.mktemp("prts") / "small", CacheConfig(size=[32], image_statistics=False)
+    )
+    model = PRTSNano({**nano.backbone, **SIZES})
+    rng = np.random.default_rng(0)
+    for name, shape in model.features.columns.items():
+        with cache.add_column(name, shape, "float16", model.features.digest) as writer:
+            writer.write(0, 8 * rng.normal(size=(cache.frames, *shape)).astype(np.float16))
+    generator = torch.Generator().manual_seed(0)
+    model.language.table = {text: torch.randn(5 + i, WIDTH, generator=generator).half() for i, text in enumerate(TEXTS)}
+    model.language.save(cache.folder / f"language.{model.language.name}.safetensors")
+    return cache.folder
+
+
+@pytest.fixture
+def arguments(nano, folder):
+    def make(stage: str, run: Path, *more: str) -> list[str]:
+        sizes = [f"policy.backbone.{key}={value}" for key, value in {**nano.backbone, **SIZES}.items()]
+        for key, value in nano.method.items():
+            nested = value.items() if isinstance(value, dict) else None
+            sizes += [f"policy.method.{key}.{k}={v}" for k, v in nested] if nested else [f"policy.method.{key}={value}"]
+        data = [f"data.sets.libero_demos.path={folder}", "data.sets.libero_demos.source=null"]
+        stage_sizes = ["stage.steps=4", "stage.batch_size=6", "stage.warmup=2", "log.every=1"]
+        fixed = ["policy=prts_nano", f"stage={stage}", "data=libero_demos", "log.progress=false", "cpu=true"]
+        return [*fixed, *sizes, *data, *stage_sizes, f"run={run}", *more]
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield make
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_steps(run / "checkpoints")[-1] / "model.safetensors")
+
+
+def test_resume_equals_training_straight(arguments, tmp_path):
+    train(arguments("pretrain", tmp_path / "straight"))
+    train(arguments("pretrain", tmp_path / "parts", "stop_after=2"))
+    half = weights(tmp_path / "parts")
+    train(arguments("pretrain", tmp_path / "parts"))
+    straight, parts = weights(tmp_path / "straight"), weights(tmp_path / "parts")
+    assert all(torch.equal(value, parts[key]) for key, value in straight.items())
+    assert not torch.equal(half["phi_token"], parts["phi_token"])
+    line = read_lines(tmp_path / "straight/metrics.jsonl")[-1]
+    assert {"bc", "action_to_goal", "goal_to_action", "token_accuracy", "scale"} <= set(line)
+
+
+def test_post_training_starts_from_a_checkpoint_and_keeps_its_tokenizer_and_heads(arguments, tmp_path, folder):
+    train(arguments("pretrain", tmp_path / "pre"))
+    train(arguments("posttrain", tmp_path / "post", f"stage.init={tmp_path / 'pre'}"))
+    before, after = weights(tmp_path / "pre"), weights(tmp_path / "post")
+    same = {key for key, value in before.items() if torch.equal(value, after[key])}
+    assert {key for key in before if key.startswith("crl.")} <= same
+    assert not any(key.startswith("expert.blocks") and "modulate" in key for key in same)
+    assert "backbone.word.0.weight" not in same
+    pre, post = (load_checkpoint(tmp_path / run).config["model"] for run in ("pre", "post"))
+    assert pre["fast"] == post["fast"]
+    assert (pre["method"]["head"], post["method"]["head"]) == ("fast", "flow")
+    policy = load_policy(tmp_path / "post", replan=2)
+    policy.model.language.load(folder / "language.minilm-l6.safetensors")
+    maps = {name: np.zeros((1, *shape), np.float16) for name, shape in policy.model.features.columns.items()}
+    item = {**maps, STATE: np.zeros((1, 8), np.float32), TASK: [TEXTS[0]]}
+    assert policy.act(item, [0]).shape == (1, 4, 7)
+
+
+def test_joint_stage_and_no_contrastive_loss(arguments, tmp_path):
+    train(arguments("joint", tmp_path / "joint", "policy.method.contrastive=0"))
+    line = read_lines(tmp_path / "joint/metrics.jsonl")[-1]
+    assert {"bc", "flow"} <= set(line)
+    assert "action_to_goal" not in line
