@@ -72,10 +72,9 @@ def note_error(root: Path, key: str, error: WorkerError | str) -> None:
 
 
 def by_task(lines: Sequence[EpisodeLine]) -> Iterator[str]:
-    """A table: episodes, successes and mean steps of each task."""
-    tasks = sorted({(line.suite, line.task) for line in lines})
-    for suite, task in tasks:
-        mine = [line for line in lines if (line.suite, line.task) == (suite, task)]
+    """A table: episodes, successes and mean steps of each task and goal."""
+    for suite, task, variant in sorted({(line.suite, line.task, line.variant) for line in lines}):
+        mine = [line for line in lines if (line.suite, line.task, line.variant) == (suite, task, variant)]
         good = sum(line.success for line in mine)
         steps = sum(line.steps for line in mine) / len(mine)
         yield f"{suite:<16} {task:>3}  {good:>4} of {len(mine):<4} {steps:6.0f} steps  {mine[0].language}"
