@@ -35,8 +35,10 @@ class Figure:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.name in META or not self.name.isidentifier():
-            raise ValueError(f"a figure's name should be an identifier other than {', '.join(META)}, got {self.name!r}")
+        if self.name in META or not all(part.isidentifier() for part in self.name.split(".")):
+            raise ValueError(
+                f"a figure's name should be dotted identifiers other than {', '.join(META)}, got {self.name!r}"
+            )
         if not math.isfinite(self.value):
             raise ValueError(f"figure {self.name} should be a finite number, got {self.value}: nothing was measured")
 

@@ -23,6 +23,7 @@ NAMES = (
     "evaluate",
     "compare",
     "bench",
+    "results",
 )  # fmt: skip
 COMMANDS = {name: f"embodied.cli.{name.replace('-', '_')}" for name in NAMES}
 

@@ -1,0 +1,133 @@
+"""Published figures: from run records to docs/results/NAME.json, and from there to the tables in the documents."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from embodied.bench.figures import Figure, read_figures, write_figures
+from embodied.evaluation.records import RunFolder
+from embodied.evaluation.statistics import bootstrap_mean
+from embodied.evaluation.summary import SuiteSummary, Summary, summarise
+
+FOLDER = Path("docs/results")
+BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+)(?P<only>(?: [\w.*]+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+@dataclass
+class ResultsConfig:
+    """`name` with `runs` (evaluation folders) and `extra` (figures files) writes a file first; tables always follow."""
+
+    name: str | None = None
+    runs: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    documents: list[str] = field(default_factory=lambda: ["README.md", "docs"])
+    check: bool = False
+
+
+def publish(config: ResultsConfig, command: str) -> Path:
+    """Writes docs/results/NAME.json from evaluation runs and figures files. ValueError without anything to write."""
+    figures = [figure for path in config.extra for figure in read_figures(Path(path))]
+    figures = success_figures([_summary(Path(run)) for run in config.runs]) + figures
+    if not config.name or not figures:
+        raise ValueError("publishing needs name=NAME and runs=[...] or extra=[...]: give them, or neither")
+    path = FOLDER / f"{config.name}.json"
+    write_figures(path, figures, command)
+    return path
+
+
+def _summary(run: Path) -> Summary:
+    folder = RunFolder(run)
+    if not folder.exists:
+        raise ValueError(f"runs should name folders of `embodied evaluate`, got {str(run)!r}: correct runs=[...]")
+    return summarise(run, folder.records().values())
+
+
+def success_figures(summaries: Sequence[Summary]) -> list[Figure]:
+    """success.SUITE for every suite and, for several, success.meanN: the mean of the suites' task means."""
+    suites = [suite for summary in summaries for suite in summary.suites]
+    figures = [Figure(f"success.{_key(suite)}", _share(suite), "share", None, _note(suite)) for suite in suites]
+    if len(suites) > 1:
+        mean = sum(_share(suite) for suite in suites) / len(suites)
+        counts = {
+            f"{s.name}/{i}": (t.success, t.counted) for s in suites for i, t in zip(s.indices, s.tasks, strict=True)
+        }
+        interval = bootstrap_mean(counts)
+        note = f"95% {interval.low:.3f} to {interval.high:.3f} (bootstrap stratified by task), {len(counts)} tasks"
+        figures.append(Figure(f"success.mean{len(suites)}", mean, "share", None, note))
+    return figures
+
+
+def _key(suite: SuiteSummary) -> str:
+    return (
+        suite.suite
+        if suite.perturbation == "none"
+        else f"{suite.suite}.{re.sub(r'[^0-9a-zA-Z]+', '_', suite.perturbation)}"
+    )
+
+
+def _share(suite: SuiteSummary) -> float:
+    if suite.mean is None:
+        raise ValueError(f"{suite.name} has no counted episode: nothing to publish")
+    return suite.mean
+
+
+def _note(suite: SuiteSummary) -> str:
+    tally, interval = suite.all, suite.all.interval
+    errors = f", {tally.error} simulator errors" if tally.error else ""
+    return (
+        f"{tally.success} of {tally.counted} episodes, 95% {interval.low:.3f} to {interval.high:.3f} (Wilson){errors}"
+    )
+
+
+def write_tables(documents: Iterable[str], check: bool = False) -> list[Path]:
+    """Rewrites every `<!-- results NAME [figure ...] -->` block. Returns the documents that changed (or would)."""
+    changed = []
+    for path in sorted(_pages(documents)):
+        old = path.read_text()
+        new = BLOCK.sub(lambda match: f"{match[1]}{markdown(match['name'], match['only'].split())}{match[4]}", old)
+        if new != old:
+            changed.append(path)
+            if not check:
+                path.write_text(new)
+    return changed
+
+
+def _pages(documents: Iterable[str]) -> set[Path]:
+    named = [Path(document) for document in documents]
+    return {page for path in named for page in (path.glob("**/*.md") if path.is_dir() else [path])}
+
+
+def markdown(name: str, only: Sequence[str] = ()) -> str:
+    """A figures file as a Markdown table with what it was measured on. `only`: figure names, `*` at the end allowed."""
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"a document shows results {name!r}, but {path} does not exist: publish it first")
+    content = json.loads(path.read_text())
+    figures = [f for f in read_figures(path) if not only or any(_matches(f.name, pattern) for pattern in only)]
+    rows = [f"| `{f.name}` | {_value(f)} | {f.note} |" for f in figures]
+    table = ["| figure | value | |", "|---|---:|---|", *rows]
+    return "\n".join([*table, "", _footing(content), ""])
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _value(figure: Figure) -> str:
+    if figure.unit == "share":
+        return f"{100 * figure.value:.1f}%"
+    return f"{figure.value:,.4g} {figure.unit}" if abs(figure.value) < 1000 else f"{figure.value:,.0f} {figure.unit}"
+
+
+def _footing(content: dict[str, Any]) -> str:
+    machine, versions = content["machine"], content["versions"]
+    shown = ", ".join(
+        f"{key} {versions[key]}" for key in ("mujoco", "robosuite", "torch", "lerobot") if key in versions
+    )
+    place = f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cores')} cores"
+    return f"{place}; {shown}; {content['date'][:10]}, commit {str(content['commit'])[:12]}. `{content['command']}`"
