@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
 TRIED = 14  # grasps for which a place is looked for
+GOOD = 0.6  # score of a grasp that points down above which leaning ones are not looked at
 FEW = 60  # spots looked at for each of them
 PLACE_WEIGHT = 0.3  # of a place's cost against a grasp's score
 RETRIES = 5
@@ -82,20 +83,24 @@ class PickAndPlace:
         around = self.obstacles(cloud.points.mean(0))
         center = self.scene.center_of_mass(self.body)
         spots = self.spots() if self.predicate[0] != "lifted" else []
+        found: list[tuple[float, Grasp]] = []
         for lean in (False, True):
             rotations = leaning(hand, reach, center) if lean else None
             grasps = plan_grasps(cloud, center, self.scene.gripper, around, hand, Search(rotations))
             fresh = [g for g in grasps if all(np.linalg.norm(self.local(g.position) - f) > 0.015 for f in self.failed)]
-            self.expert.note(f"{len(grasps)} {'leaning ' if lean else ''}grasps, {len(fresh)} fresh")
             best = self.best(fresh, spots, reach)
-            if best is not None:
-                return best
-        return None
+            self.expert.note(
+                f"{len(fresh)} of {len(grasps)} {'leaning ' if lean else ''}grasps, best {best and best[0]}"
+            )
+            found += [best] if best is not None else []
+            if best is not None and best[1].score > GOOD:
+                break
+        return max(found, key=lambda pair: pair[0])[1] if found else None
 
-    def best(self, grasps: list[Grasp], spots: list[Spot], reach: Reach) -> Grasp | None:
-        """Of grasps, best first, the one with the best score after the cost of its release."""
+    def best(self, grasps: list[Grasp], spots: list[Spot], reach: Reach) -> tuple[float, Grasp] | None:
+        """Of grasps, best first, the one with the best score after the cost of its release, and that score."""
         if self.predicate[0] == "lifted":
-            return next((g for g in grasps if reach.reachable(g.rotation, g.position)), None)
+            return next(((g.score, g) for g in grasps if reach.reachable(g.rotation, g.position)), None)
         region = self.goals.region(self.predicate)
         near, drops = self.obstacles(region.center), DROPS if region.container else DROPS[:3]
         best: tuple[float, Grasp] | None = None
@@ -109,7 +114,7 @@ class PickAndPlace:
             if place is not None and reach.reachable(place.rotation, place.position):
                 value = grasp.score - PLACE_WEIGHT * place.cost
                 best = (value, grasp) if best is None or value > best[0] else best
-        return best[1] if best else None
+        return best
 
     def spots(self) -> list[Spot]:
         return self.verified(find_spots(self.scene, self.body, self.goals.region(self.predicate), self.bodies))
