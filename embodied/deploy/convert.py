@@ -195,5 +195,5 @@ def _fit(stream: Stream, image: np.ndarray) -> np.ndarray:
     if stream.size and image.shape[:2] != (stream.size, stream.size):
         from embodied.data.resize import resize_frames
 
-        image = resize_frames(np.ascontiguousarray(image)[None], (stream.size, stream.size))[0]
+        image = resize_frames(np.array(image)[None], (stream.size, stream.size))[0]
     return np.ascontiguousarray(image)

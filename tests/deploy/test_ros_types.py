@@ -32,7 +32,7 @@ def test_bytes_are_rclpys(outside_data: Path) -> None:
     image = Ns(
         header=HEADER, height=2, width=3, encoding="rgb8", is_bigendian=0, step=9, data=np.arange(18, dtype=np.uint8)
     )
-    joints = Ns(header=HEADER, name=["a", "bcd"], position=FLOATS, velocity=[], effort=[0.5])
+    joints = Ns(header=HEADER, name=["a", "bcd"], position=FLOATS, velocity=[0.5], effort=[])
     key = Ns(key="hz", value="20")
     status = Ns(level=2, name="policy", message="stale", hardware_id="x", values=[key])
     made = {
