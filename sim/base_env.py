@@ -17,6 +17,7 @@ from gymnasium import spaces
 from embodied import schema
 from embodied.protocols import Observation, StepsResult, Task
 from sim.libero_setup import import_robosuite
+from sim.perturbations.apply import Perturbed
 from sim.rendering import Renderer
 from sim.stepping import Stepper
 
@@ -54,6 +55,7 @@ class BaseEnv(gymnasium.Env):
         self.settle_steps = settle_steps
         self.render_mode = render_mode
         self.instruction = task.language
+        self._perturbed = Perturbed("none", 0, "agentview")
         self._inner: Any = None
         self._stepper: Stepper | None = None
         self._renderer: Renderer | None = None
@@ -93,7 +95,8 @@ class BaseEnv(gymnasium.Env):
         """Starts an episode.
 
         Options: `init_state` (index into the suite's stored states), `snapshot` (from `snapshot()`), `settle_steps`,
-        `instruction` (replaces the task's words). ValueError for anything else.
+        `instruction` (replaces the task's words), `perturbation` (a name, see sim.perturbations). ValueError for
+        anything else.
         """
         super().reset(seed=seed)
         options = dict(options or {})
@@ -105,7 +108,10 @@ class BaseEnv(gymnasium.Env):
             raise ValueError("reset takes an init_state or a snapshot, got both: leave one out")
         if seed is None:
             seed = int(self.np_random.integers(2**31)) if snapshot is None else int(snapshot.get("seed", 0))
-        self.instruction = options.get("instruction") or self.task.language
+        name = options.get("perturbation") or (snapshot or {}).get("perturbation", "none")
+        self._perturbed = Perturbed(str(name), seed, self.cameras.get(schema.IMAGE, "agentview"))
+        self._perturbed.check_start(options.get("init_state"))
+        self.instruction = options.get("instruction") or self._perturbed.words(self.task)
         self._hard_reset(seed)
         self._start_episode(seed, options.get("init_state"), snapshot, options.get("settle_steps"))
         self._steps = 0
@@ -155,7 +161,7 @@ class BaseEnv(gymnasium.Env):
         """The start of this episode: `reset(options={"snapshot": ...})` and the same actions repeat it exactly.
 
         Keys: init (time, qpos, qvel before settling), body_pos and body_quat (fixtures), warmstart, clock, seed,
-        settle_steps.
+        settle_steps; perturbation when there is one.
         """
         self._ready()
         return {key: value.copy() for key, value in self._start.items()}
@@ -216,7 +222,8 @@ class BaseEnv(gymnasium.Env):
                 np.random.seed(seed)  # noqa: NPY002
             for attempt in range(RESET_ATTEMPTS):
                 try:
-                    self._inner_reset()
+                    with self._perturbed.during_reset(self._inner):
+                        self._inner_reset()
                     break
                 except RandomizationError as error:
                     if attempt == RESET_ATTEMPTS - 1:
@@ -236,8 +243,10 @@ class BaseEnv(gymnasium.Env):
             if snapshot is not None and "settle_steps" in snapshot:
                 settle = int(snapshot["settle_steps"])
         settled = snapshot is not None and "settle_steps" not in snapshot
+        self._perturbed.edit_scene(self._inner)
         if init_state is not None:
             self._set_state(self._stored_init_state(init_state), {})
+            self._set_arm(self._perturbed.arm_after_state(self._inner))
         elif snapshot is not None and not settled:
             self._set_state(np.asarray(snapshot["init"]), snapshot)
         self._record_start(seed, settle)
@@ -265,6 +274,14 @@ class BaseEnv(gymnasium.Env):
         if "clock" in fixtures:
             self._ready().clock.elapsed = float(fixtures["clock"])
 
+    def _set_arm(self, joints: np.ndarray | None) -> None:
+        if joints is None:
+            return
+        sim, stepper = self._inner.sim, self._ready()
+        sim.data.qpos[self._inner.robots[0]._ref_joint_pos_indexes] = joints
+        sim.forward()
+        stepper.sample = stepper.take_sample(sim.data.qpos)
+
     def _record_start(self, seed: int, settle: int) -> None:
         sim = self._inner.sim
         self._start = {
@@ -276,6 +293,8 @@ class BaseEnv(gymnasium.Env):
             "seed": np.array(seed),
             "settle_steps": np.array(settle),
         }
+        if self._perturbed.changes:
+            self._start["perturbation"] = np.array(self._perturbed.name)
 
     def _advance(self, action: np.ndarray) -> None:
         self._ready().step(action)
@@ -286,7 +305,11 @@ class BaseEnv(gymnasium.Env):
         if self._renderer is None:
             self._renderer = Renderer(self._stepper.model)  # type: ignore[union-attr]
         self._renderer.pose(sample)
-        return {key: self._renderer.image(sample, camera, size, size) for key, camera in self.cameras.items()}
+        images = {}
+        for number, (key, camera) in enumerate(self.cameras.items()):
+            image = self._renderer.image(sample, camera, size, size)
+            images[key] = self._perturbed.image(image, self._steps, number)
+        return images
 
     def _drop_renderer(self) -> None:
         if self._renderer is not None:
