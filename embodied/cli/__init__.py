@@ -22,6 +22,9 @@ NAMES = (
     "data",
     "evaluate",
     "compare",
+    "serve",
+    "node",
+    "robot-sim",
     "bench",
     "results",
 )  # fmt: skip

@@ -84,14 +84,16 @@ class Node:
         self.inference.close()
         self._executor.shutdown(wait=False)
 
+    def failure(self) -> BaseException | None:
+        """What ended the control loop before its time, None when nothing did."""
+        return self._control.exception() if self._control is not None and self._control.done() else None
+
     def spin(self, stop: threading.Event, period_s: float = 1.0) -> None:
-        """Publishes diagnostics until `stop` is set. Raises what ended the control loop, if anything did."""
+        """Publishes diagnostics until `stop` is set, the node is finalized or the control loop failed."""
         publish = self.bus.advertise("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", QosProfile.reliable)
         while not stop.is_set():
             publish(node_services.diagnostics(self))
-            if self._control is not None and self._control.done():
-                self._control.result()
-            if self.lifecycle.state is LifecycleState.finalized:
+            if self.lifecycle.state is LifecycleState.finalized or self.failure() is not None:
                 return
             stop.wait(period_s)
 

@@ -35,7 +35,7 @@ LOCKSTEP_RETRY_S = 0.5  # without a command the state is published again: a lost
 
 @dataclass
 class RobotSettings:
-    """first_init_state: episode i starts at the stored state first + i; null: scenes drawn from seed + i."""
+    """Episode i has seed + i and starts at the stored state first_init_state + i (null: a scene drawn from it)."""
 
     seed: int = 7
     first_init_state: int | None = 0
@@ -81,7 +81,7 @@ class SimulatedRobot:
     def _episode(self, episode: int, stop: threading.Event) -> bool:
         first = self.settings.first_init_state
         options = {} if first is None else {"init_state": first + episode}
-        _, info = self.env.reset(seed=self.settings.seed + (episode if first is None else 0), options=options)
+        _, info = self.env.reset(seed=self.settings.seed + episode, options=options)
         self._next.clear()
         self._drain()
         self._gripper = 0.0

@@ -26,7 +26,10 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 
 
 class RemotePolicy:
-    """keys: feature -> key of the server. What the server's metadata does not say is given by the arguments."""
+    """keys: feature -> key of the server. What the server's metadata does not say is given by the arguments.
+
+    rotate_180: images are sent as openpi's LIBERO clients send them, turned by 180 degrees from upright.
+    """
 
     def __init__(
         self,
@@ -37,11 +40,12 @@ class RemotePolicy:
         replan: int | None = None,
         action_dim: int | None = None,
         image_size: int = 224,
+        rotate_180: bool = True,
         connect_timeout_s: float = 30.0,
         answer_timeout_s: float = 60.0,
         max_message_bytes: int = 32 * 2**20,
     ) -> None:
-        self.uri, self.api_key = uri, api_key
+        self.uri, self.api_key, self.rotate_180 = uri, api_key, rotate_180
         self.keys = dict(keys or LIBERO_KEYS)
         self.answer_timeout_s, self.max_message_bytes = answer_timeout_s, max_message_bytes
         self._connection: ClientConnection | None = None
@@ -61,7 +65,9 @@ class RemotePolicy:
         if len(slots) != 1:
             raise ValueError(f"a remote policy serves one slot, got {len(slots)}: open one for each")
         request: dict[str, Any] = {
-            key: np.asarray(observation[feature][0]) for feature, key in self.keys.items() if feature in observation
+            key: self._sent(feature, observation[feature][0])
+            for feature, key in self.keys.items()
+            if feature in observation
         }
         request["prompt"] = str(observation.get(TASK, [""])[0])
         if self._new_episode:
@@ -78,6 +84,10 @@ class RemotePolicy:
     def close(self) -> None:
         self._stack.close()
         self._connection = None
+
+    def _sent(self, feature: str, value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        return np.ascontiguousarray(array[::-1, ::-1]) if self.rotate_180 and ".images." in feature else array
 
     def _ask(self, request: dict[str, Any]) -> Any:
         connection = self._connected()

@@ -1,0 +1,77 @@
+"""Runs a policy on a robot as a ROS 2 node, without a ROS install.
+
+    embodied node policy=checkpoint policy.path=FOLDER deploy=libero_sim task="pick up the milk ..."
+    embodied node policy=openpi policy.uri=ws://gpu-box:8000 contract=my_robot.yaml network.interface=eth0
+
+deploy=NAME / contract=FILE   streams, action, limits, rate; checked against the policy before the first observation
+schedule.mode=async           or sync, temporal_ensemble, rtc; schedule.replan=N and others of ScheduleSettings
+network.domain_id=N           ROS_DOMAIN_ID by default; network.interface=lo unless told otherwise
+runs=thread                   or process, which a hung policy can be ended in
+autostart=false               waits for ~/change_state (ROS 2 lifecycle); record=FOLDER keeps an MCAP bag
+
+Services: ~/hold, ~/estop, ~/reset (std_srvs/srv/Trigger). On trouble it holds or stops, as the contract says, until
+~/reset. State at 1 Hz on /diagnostics. SIGTERM sends a last hold action and leaves. Exit status 1: the loop failed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+
+from embodied.registry import Registry
+
+
+def register(registry: Registry) -> None:
+    from embodied.deploy.config import NodeConfig
+
+    registry.target("embodied.deploy.transports.openpi_client.RemotePolicy")
+    registry.schema(None, "node_schema", NodeConfig)
+
+
+def run(arguments: list[str]) -> int:
+    from embodied.config import compose_config, to_dataclass
+    from embodied.deploy.clock import SimulatedClock, SystemClock
+    from embodied.deploy.config import contract_of, make_inference, stop_on_signals, use_threads
+    from embodied.deploy.node import Node
+    from embodied.deploy.transports.dds import DdsBus
+
+    config = to_dataclass(compose_config("node", arguments))
+    use_threads(config.torch_threads)
+    contract = contract_of(config.deploy, config.contract)
+    if config.task is not None:
+        contract.task = config.task
+    stop = stop_on_signals()
+    bus = DdsBus(config.name, config.network.domain_id, config.network.interface, contract.max_message_bytes)
+    clock = SimulatedClock() if config.use_sim_time else SystemClock()
+    node = Node(
+        contract, config.schedule, make_inference(config), bus,
+        name=config.name, clock=clock, warmup_timeout_s=config.warmup_timeout_s,
+    )  # fmt: skip
+    recorder = None
+    if config.record is not None:
+        from embodied.deploy.record import Recorder
+
+        recorder = Recorder(node, config.record, config.schedule, config.policy)
+    node.start()
+    print(f"{node.name} on domain {bus.domain_id}: {node.inference.spec.name}, {contract.rate_hz} Hz", flush=True)
+    if config.autostart:
+        node.configure()
+        for point in node.unchecked:
+            print(f"unchecked: {point}", flush=True)
+        node.activate()
+    if config.seconds is not None:
+        timer = threading.Timer(config.seconds, stop.set)
+        timer.daemon = True
+        timer.start()
+    node.spin(stop)
+    failure = node.failure()
+    if failure is not None:
+        traceback.print_exception(failure)
+    node.shutdown()
+    if recorder is not None:
+        recorder.close()
+    print(f"{node.name} ended: {node.loop.counts['sent']} actions sent, state {node.loop.state.value}", flush=True)
+    sys.stdout.flush()
+    os._exit(int(failure is not None))  # a hung inference has no claim on the process
