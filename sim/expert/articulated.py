@@ -13,7 +13,7 @@ from sim.expert.controller import CLOSE, OPEN, Tolerance, turned
 from sim.expert.geometry import Cloud
 from sim.expert.goals import JointGoal, Predicate
 from sim.expert.grasps import Grasp, Obstacles, Search, blocked, down, plan_grasps, principal_yaws
-from sim.expert.kinematics import Reach, tilted
+from sim.expert.kinematics import TILTS, Reach, tilted
 from sim.expert.motion import hand_below, travel
 from sim.expert.picking import spread
 
@@ -145,20 +145,22 @@ class Articulated:
         center = front.points.mean(0)
         hand, _ = self.scene.hand()
         obstacles = self.obstacles(center, bodies)
-        rotations = tilted(principal_yaws(front.points), hand, Reach(self.scene), center)
-        search = Search(rotations, CLOSE_MARGIN, cloud.points, narrow=True)
-        grasps = plan_grasps(front, center, self.scene.gripper, obstacles, hand, search)
-        fresh = [g for g in grasps if all(np.linalg.norm(g.position - f) > 0.012 for f in self.failed)]
-        reach = Reach(self.scene)
+        reach, yaws = Reach(self.scene), principal_yaws(front.points)
         by = goal.threshold - self.value(goal)
-        for grasp in spread(fresh, TRIED):
-            rotation, position = screw.pose(grasp.rotation, grasp.position, by)
-            if blocked(position[None], rotation, self.scene.gripper, np.zeros((0, 3)), obstacles, 0.0, 0.02, 0.0)[0]:
-                continue
-            ends = ((grasp.rotation, grasp.position), (rotation, position))
-            if all(reach.reachable(*end) for end in ends):
-                self.expert.note(f"{len(grasps)} handle grasps")
-                return grasp
+        for tilt in TILTS:
+            rotations = tilted(yaws, tilt, hand, reach, center)
+            search = Search(rotations, CLOSE_MARGIN, cloud.points, narrow=True)
+            grasps = plan_grasps(front, center, self.scene.gripper, obstacles, hand, search) if rotations else []
+            fresh = [g for g in grasps if all(np.linalg.norm(g.position - f) > 0.012 for f in self.failed)]
+            for grasp in spread(fresh, TRIED):
+                rotation, position = screw.pose(grasp.rotation, grasp.position, by)
+                nothing = np.zeros((0, 3))
+                if blocked(position[None], rotation, self.scene.gripper, nothing, obstacles, 0.0, 0.02, 0.0)[0]:
+                    continue
+                ends = ((grasp.rotation, grasp.position), (rotation, position))
+                if all(reach.reachable(*end) for end in ends):
+                    self.expert.note(f"{len(grasps)} handle grasps at tilt {np.rad2deg(tilt):.0f}")
+                    return grasp
         return None
 
     def follow(self, goal: JointGoal, rotation: np.ndarray, position: np.ndarray) -> Iterator[np.ndarray]:

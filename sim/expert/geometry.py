@@ -93,13 +93,20 @@ def hull_surface(vertices: np.ndarray, spacing: float) -> tuple[np.ndarray, np.n
     return planes, np.concatenate(points), np.concatenate(normals)
 
 
+def mesh_vertices(model: mujoco.MjModel, geom: int) -> np.ndarray:
+    """Vertices (V, 3) of a mesh geom in its frame, (0, 3) for other geoms."""
+    if mujoco.mjtGeom(model.geom_type[geom]) != mujoco.mjtGeom.mjGEOM_MESH:
+        return np.zeros((0, 3))
+    mesh = model.geom_dataid[geom]
+    start = model.mesh_vertadr[mesh]
+    return np.array(model.mesh_vert[start : start + model.mesh_vertnum[mesh]], dtype=float)
+
+
 def geom_vertices(model: mujoco.MjModel, geom: int) -> np.ndarray:
     """Vertices (V, 3) whose convex hull is the geom, in the geom's frame. Round shapes are polyhedra."""
     kind, size = mujoco.mjtGeom(model.geom_type[geom]), model.geom_size[geom]
     if kind == mujoco.mjtGeom.mjGEOM_MESH:
-        mesh = model.geom_dataid[geom]
-        start = model.mesh_vertadr[mesh]
-        return np.array(model.mesh_vert[start : start + model.mesh_vertnum[mesh]], dtype=float)
+        return mesh_vertices(model, geom)
     if kind == mujoco.mjtGeom.mjGEOM_CYLINDER:
         angle = np.arange(_CYLINDER_SIDES) * 2 * np.pi / _CYLINDER_SIDES
         ring = np.c_[np.cos(angle), np.sin(angle)] * size[0]

@@ -17,6 +17,8 @@ ANCHORS = 40
 DEPTHS = (0.0055, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the object's local top
 CELL = np.array([0.008, 0.008, 0.0025])  # m, in the hand's axes; of a cell the best is kept
 _CORNERS = np.indices((2, 2, 2)).reshape(3, -1).T
+TOUCH = 0.004  # m: surface this close to the outermost point touches the finger
+MOST_POINTS = 2500  # of a surface looked at for contacts
 MIN_ANTIPODALITY = 0.45
 MAX_WIDTH = 0.0715  # m between contacts, of 0.08 m fully open
 APPROACH = 0.12  # m of straight way in that has to be free
@@ -27,8 +29,8 @@ OWN_MARGIN, OTHER_MARGIN = 0.0015, 0.005  # m around the hand: to the object its
 
 @dataclass(frozen=True)
 class Grasp:
-    """Hand pose at closing: rotation (3, 3), position (3,) of the grip site; width between contacts (m); score; opening: how far
-    each finger is open (m) on the way in."""
+    """Hand pose at closing: rotation (3, 3), position (3,) of the grip site; width between contacts (m); score;
+    opening: how far each finger is open (m) on the way in."""
 
     rotation: np.ndarray
     position: np.ndarray
@@ -173,8 +175,10 @@ def contacts(
 
     Returns positions (M, 3) in the world, widths (M,) and quality (M,): antipodality plus a little for depth.
     """
-    local, normal = cloud.points @ rotation, cloud.normals @ rotation[:, 0]
-    x, y, z = local.T
+    thin = slice(None, None, 1 + len(cloud) // MOST_POINTS)
+    local, normal = cloud.points[thin] @ rotation, cloud.normals[thin] @ rotation[:, 0]
+    x, y, z = np.ascontiguousarray(local.T)
+    both = np.c_[normal, np.ones_like(normal)].astype(np.float32)
     column = (np.abs(x - around[:, :1]) < gripper.reach) & (np.abs(y - around[:, 1:2]) < gripper.pad_y)  # (K, N)
     surface = np.where(column, z, np.inf).min(1)
     found_position, found_width, found_quality = [], [], []
@@ -183,11 +187,11 @@ def contacts(
         inside = column & (z > middle[:, None] + gripper.pad_z[0]) & (z < middle[:, None] + gripper.pad_z[1])
         high = np.where(inside, x, -np.inf).max(1)
         low = np.where(inside, x, np.inf).min(1)
-        plus = inside & (x > high[:, None] - 0.004) & (normal > 0.2)
-        minus = inside & (x < low[:, None] + 0.004) & (normal < -0.2)
-        count = np.minimum(plus.sum(1), minus.sum(1))
+        plus = (inside & (x > high[:, None] - TOUCH) & (normal > 0.2)).astype(np.float32) @ both
+        minus = (inside & (x < low[:, None] + TOUCH) & (normal < -0.2)).astype(np.float32) @ both
+        count = np.minimum(plus[:, 1], minus[:, 1])
         with np.errstate(invalid="ignore", divide="ignore"):
-            quality = np.minimum((plus * normal).sum(1) / plus.sum(1), -(minus * normal).sum(1) / minus.sum(1))
+            quality = np.minimum(plus[:, 0] / plus[:, 1], -minus[:, 0] / minus[:, 1])
             width = high - low
         good = (count >= 2) & (quality >= MIN_ANTIPODALITY) & (width < MAX_WIDTH) & (width > 0)
         at = np.c_[(high[good] + low[good]) / 2, around[good, 1], middle[good]]

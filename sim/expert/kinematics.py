@@ -55,13 +55,13 @@ class Reach:
         return False
 
 
-def tilted(yaws: np.ndarray, hand: np.ndarray, reach: Reach, center: np.ndarray) -> list[np.ndarray]:
-    """Hand rotations at the yaws, tilted by TILTS, that reach `center` (3,); of the two equal ones the nearer to
+def tilted(yaws: np.ndarray, tilt: float, hand: np.ndarray, reach: Reach, center: np.ndarray) -> list[np.ndarray]:
+    """Hand rotations at the yaws, tilted both ways, that reach `center` (3,); of the two equal ones the nearer to
     `hand` (3, 3)."""
     result = []
     for yaw in yaws:
-        for tilt in [*TILTS, *-TILTS[1:]]:
-            rotation = down(yaw) @ turned(np.array([0, 1.0, 0]), tilt)
+        for angle in (tilt, -tilt) if tilt else (0.0,):
+            rotation = down(yaw) @ turned(np.array([0, 1.0, 0]), angle)
             both = sorted((rotation, rotation @ HALF_TURN), key=lambda r: turn_between(hand, r))
             result += next(([r] for r in both if reach.reachable(r, center)), [])
     return result

@@ -17,6 +17,7 @@ from sim.expert.geometry import (
     geom_vertices,
     height_map,
     hull_surface,
+    mesh_vertices,
     outer_cloud,
     posed_planes,
     slab_boxes,
@@ -26,6 +27,10 @@ from sim.expert.geometry import (
 FINE, COARSE = 0.004, 0.008  # m between surface points: of what is grasped, of obstacles
 SLAB_STEP = 0.004
 WRIST_HALF, WRIST_LONG, WRIST_GAP = 0.05, 0.14, 0.028  # m: a box for the wrist, a gap behind the palm, any joint angle
+
+MOST_KEPT = 3000
+_GRIPPERS: dict[str, GripperShape] = {}
+_SOLIDS: dict[tuple, Solid] = {}
 
 
 class Scene:
@@ -68,9 +73,15 @@ class Scene:
         named = (b for b in range(self.model.nbody) if self.model.body(b).name.startswith(prefixes))
         return frozenset(np.flatnonzero(self.model.body_rootid == robot_root).tolist()) | frozenset(named)
 
-    @cached_property
+    @property
     def gripper(self) -> GripperShape:
-        """The hand's volume, measured from its collision geoms."""
+        """The hand's volume, measured from its collision geoms once for each kind of hand."""
+        kind = f"{type(self.robot.robot_model).__name__} {type(self.robot.gripper).__name__}"
+        if kind not in _GRIPPERS:
+            _GRIPPERS[kind] = self._measure_gripper()
+        return _GRIPPERS[kind]
+
+    def _measure_gripper(self) -> GripperShape:
         gripper = self.robot.gripper
         rotation, position = self.hand()
         names = gripper.important_geoms
@@ -120,22 +131,28 @@ class Scene:
     @cached_property
     def solids(self) -> list[Solid]:
         """All collision geoms but the robot's, sampled coarsely."""
-        model, robot = self.model, self.robot_bodies
+        return self._sampled(np.flatnonzero(~np.isin(self.model.geom_bodyid, list(self.robot_bodies))), COARSE)
+
+    def _sampled(self, geoms: np.ndarray, spacing: float) -> list[Solid]:
+        """Those of the geoms that collide, as solids; kept from the last episode when they are the same."""
+        model = self.model
         collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
-        return [
-            solid_of_geom(model, geom, COARSE)
-            for geom in np.flatnonzero(collides)
-            if int(model.geom_bodyid[geom]) not in robot
-        ]
+        solids = []
+        for geom in geoms[collides[geoms]]:
+            parts = (model.geom_size[geom], model.geom_pos[geom], model.geom_quat[geom], mesh_vertices(model, geom))
+            key = (int(model.geom_bodyid[geom]), model.geom(geom).name, spacing, *(part.tobytes() for part in parts))
+            if key not in _SOLIDS:
+                if len(_SOLIDS) > MOST_KEPT:
+                    _SOLIDS.clear()
+                _SOLIDS[key] = solid_of_geom(model, geom, spacing)
+            solids.append(_SOLIDS[key])
+        return solids
 
     def fine_solids(self, bodies: frozenset[int]) -> list[Solid]:
         """The collision geoms of some bodies, sampled finely."""
         key = tuple(sorted(bodies))
         if key not in self._fine:
-            model = self.model
-            collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
-            geoms = np.flatnonzero(collides & np.isin(model.geom_bodyid, key))
-            self._fine[key] = [solid_of_geom(model, geom, FINE) for geom in geoms]
+            self._fine[key] = self._sampled(np.flatnonzero(np.isin(self.model.geom_bodyid, key)), FINE)
         return self._fine[key]
 
     def frames(self) -> tuple[np.ndarray, np.ndarray]:

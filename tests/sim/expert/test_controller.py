@@ -1,0 +1,97 @@
+"""The pose controller: its law by hand, and its motion in a real robosuite scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sim.base_env import BaseEnv
+from sim.expert.controller import CLOSE, OPEN, Arm, Tolerance, pose_action, rotation_vector, turned
+from sim.expert.kinematics import Reach
+from sim.expert.scene import Scene
+from sim.make import make_env
+
+OUTPUT_MAX = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[BaseEnv]:
+    lift = make_env("robosuite", 0)
+    lift.reset(seed=3)
+    yield lift
+    lift.close()
+
+
+def run(env: BaseEnv, motion: Iterator[np.ndarray]) -> tuple[int, object]:
+    """Executes a motion; its steps and what it returned."""
+    steps = 0
+    while True:
+        try:
+            action = next(motion)
+        except StopIteration as end:
+            return steps, end.value
+        env.run_steps(action, stop_at_success=False)
+        steps += 1
+
+
+@pytest.mark.parametrize("angle", [1e-8, 0.3, 2.0, np.pi - 1e-6])
+def test_rotation_vector_undoes_turned(angle: float) -> None:
+    axis = np.array([1.0, 2.0, -2.0]) / 3
+    vector = rotation_vector(turned(axis, angle))
+    assert np.allclose(vector, angle * axis, atol=1e-5) or np.allclose(vector, -angle * axis, atol=1e-5)
+
+
+def test_small_error_gives_twice_the_error_in_units_of_full_action() -> None:
+    action = pose_action(
+        np.eye(3), np.zeros(3), turned(np.array([0, 0, 1.0]), 0.05), np.array([0.01, 0, -0.02]), OUTPUT_MAX
+    )
+    assert action == pytest.approx([0.4, 0, -0.8, 0, 0, 0.2])
+
+
+def test_large_error_keeps_its_direction_and_its_cap() -> None:
+    action = pose_action(
+        np.eye(3), np.zeros(3), turned(np.array([1.0, 0, 0]), 1.5), np.array([0.4, 0.1, 0]), OUTPUT_MAX
+    )
+    assert action == pytest.approx([1, 0.25, 0, 0.5, 0, 0])
+
+
+def test_arrives_within_tolerance(env: BaseEnv) -> None:
+    arm = Arm(Scene(env))
+    rotation, position = arm.scene.hand()
+    goal = position + np.array([0.05, 0.08, -0.02])
+    steps, arrived = run(env, arm.move(turned(np.array([0, 0, 1.0]), 0.4) @ rotation, goal, Tolerance(0.005, 0.05)))
+    assert arrived is True
+    assert steps < 40
+    assert np.linalg.norm(arm.scene.hand()[1] - goal) < 0.005
+
+
+def test_stalls_at_the_table_instead_of_going_on(env: BaseEnv) -> None:
+    arm = Arm(Scene(env))
+    rotation, position = arm.scene.hand()
+    steps, arrived = run(env, arm.move(rotation, np.array([*position[:2], 0.5])))
+    assert arrived is False
+    assert steps < 60
+    run(env, arm.move(rotation, position))
+
+
+def test_fingers_close_and_open(env: BaseEnv) -> None:
+    arm = Arm(Scene(env))
+    run(env, arm.fingers(CLOSE))
+    assert arm.scene.fingers().max() < 0.005
+    run(env, arm.fingers(OPEN))
+    assert arm.scene.fingers().min() > 0.005
+    run(env, arm.hold(8))
+    run(env, arm.half_open(0.02))
+    assert arm.scene.fingers() == pytest.approx([0.02, 0.02], abs=0.005)
+
+
+def test_reach_knows_near_from_far(env: BaseEnv) -> None:
+    scene = Scene(env)
+    before = scene.data.qpos.copy()
+    rotation, position = scene.hand()
+    reach = Reach(scene)
+    assert reach.reachable(rotation, position + np.array([0.1, -0.1, -0.1]))
+    assert not reach.reachable(rotation, position + np.array([1.0, 0, 0]))
+    assert np.array_equal(before, scene.data.qpos)
