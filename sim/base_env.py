@@ -104,6 +104,8 @@ class BaseEnv(gymnasium.Env):
         if unknown:
             raise ValueError(f"reset options should be among {', '.join(OPTIONS)}, got {sorted(unknown)}")
         snapshot = options.get("snapshot")
+        if snapshot is not None and "init" not in snapshot:
+            raise ValueError(f"a snapshot should hold 'init' (time, qpos, qvel), got {sorted(snapshot)}")
         if snapshot is not None and options.get("init_state") is not None:
             raise ValueError("reset takes an init_state or a snapshot, got both: leave one out")
         if seed is None:
@@ -219,7 +221,7 @@ class BaseEnv(gymnasium.Env):
         with global_seed(seed):
             if self._inner is None:
                 self._inner = self._make_inner()
-                np.random.seed(seed)  # noqa: NPY002
+                np.random.seed(seed % 2**32)  # noqa: NPY002
             for attempt in range(RESET_ATTEMPTS):
                 try:
                     with self._perturbed.during_reset(self._inner):

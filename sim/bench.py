@@ -28,7 +28,7 @@ class SimBench:
     """
 
     suites: Sequence[str] = ("libero_spatial", "libero_object", "libero_goal")
-    steps: int = 24
+    steps: int = 16
     chunk: int = 8
     rounds: int = 3
     resets: int = 50

@@ -27,10 +27,13 @@ gymnasium ids: "embodied/libero_spatial-v0" and so on, task=0..9; "embodied/robo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sim.base_env import BaseEnv
+from sim.libero_setup import prepare_rendering
 from sim.tasks import ROBOSUITE, ROBOSUITE_TASKS, get_task, suites
+
+if TYPE_CHECKING:
+    from sim.base_env import BaseEnv
 
 
 def make_env(
@@ -44,9 +47,10 @@ def make_env(
 ) -> BaseEnv:
     """The environment of one task. `cameras`: observation key -> camera name; default agentview and wrist.
 
-    ValueError for an unknown suite or task. The simulator is imported and built at the first `reset`.
+    ValueError for an unknown suite or task. The simulator is built at the first `reset`.
     """
     listed = get_task(suite, task)
+    prepare_rendering()  # before anything imports mujoco
     if suite == ROBOSUITE:
         from sim.robosuite_env import RobosuiteEnv as Environment
     else:

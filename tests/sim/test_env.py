@@ -81,6 +81,8 @@ def test_another_instruction_reaches_the_policy_and_no_further(env: BaseEnv) -> 
         ({"init_state": 10**6}, "init_state|no stored initial state"),
         ({"snapshot": {"init": np.zeros(3)}, "init_state": 1}, "leave one out"),
         ({"snapshot": {"init": np.zeros(3)}}, "should have .* numbers"),
+        ({"snapshot": {"qpos": np.zeros(3)}}, "should hold 'init'"),
+        ({"perturbation": "camera:obit=3"}, "did you mean 'orbit'"),
     ],
 )
 def test_wrong_options_say_what_is_right(env: BaseEnv, options: dict, message: str) -> None:
@@ -101,6 +103,20 @@ def test_use_before_reset_is_an_error() -> None:
         make_env(*LIFT).observe()
     with pytest.raises(ValueError, match="'on_request' or 'always'"):
         make_env(*LIFT, images="never")
+
+
+def test_images_larger_than_the_simulators_buffer() -> None:
+    """Seen in 7 x 7 patches, a large image is the small one."""
+    env = make_env(*LIFT, cameras=AGENT, settle_steps=0)
+    env.reset(seed=0)
+    patches = []
+    for size in (70, 700):
+        image = env._render(size)[schema.IMAGE]
+        assert image.shape == (size, size, 3)
+        patches.append(image.reshape(7, size // 7, 7, size // 7, 3).mean((1, 3)))
+    np.testing.assert_allclose(patches[0], patches[1], atol=4)
+    assert patches[0].std() > 20
+    env.close()
 
 
 def test_truncation_at_the_tasks_limit(env: BaseEnv) -> None:

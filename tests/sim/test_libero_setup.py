@@ -43,6 +43,16 @@ def test_import_is_silent_and_asks_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / ".cache/embodied").glob("libero-*/config.yaml"))
 
 
+def test_a_headless_machine_renders_through_egl_by_itself(tmp_path: Path) -> None:
+    code = (
+        "from sim.make import make_env; import sys; assert 'mujoco' not in sys.modules\n"
+        "env = make_env('robosuite', 0, image_size=16); env.reset(seed=0, options={'settle_steps': 0})\n"
+        "print(env.observe()['observation.images.image'].shape); env.close()"
+    )
+    run = _run(code, tmp_path)
+    assert (run.stdout.strip(), run.stderr.strip()) == ("(16, 16, 3)", "")
+
+
 def test_missing_assets_are_a_clear_error_at_use(tmp_path: Path) -> None:
     use = IMPORT + "from sim.make import make_env\nmake_env('libero_object', 0).reset(seed=0)\n"
     from sim.libero_setup import package_root
