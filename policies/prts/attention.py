@@ -12,6 +12,7 @@ Shapes: B rows, T tokens of a row, S samples, L tokens of a call, H heads, D cha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +30,16 @@ ATTENTION = "prts_roles"
 
 @dataclass(frozen=True)
 class Take:
-    """The tokens of one call out of rows (B, T): a plain slice of every row where possible, else gathered."""
+    """The tokens of one call out of rows (B, T): plain slices, the same of every row, where possible, else gathered."""
 
     index_SL: Tensor
-    columns: slice | None
+    columns: tuple[slice, ...] | None
 
     def __call__(self, rows_BTHD: Tensor) -> Tensor:
         """(B, T, H, D) -> (S, H, L, D)."""
         if self.columns is not None:
-            return rows_BTHD[:, self.columns].transpose(1, 2)
+            parts = [rows_BTHD[:, columns] for columns in self.columns]
+            return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).transpose(1, 2)
         flat = rows_BTHD.reshape(-1, *rows_BTHD.shape[2:]).index_select(0, self.index_SL.flatten())
         return flat.view(*self.index_SL.shape, *flat.shape[1:]).transpose(1, 2)
 
@@ -52,24 +54,47 @@ class RolePlan:
     action_key: Take
     action_mask: Tensor  # (S or 1, 1, L, L'), true where seen
     goal: Take
-    back_BT: Tensor  # where each token's result lies in the three results laid one after another
+    back_BT: Tensor | None  # where each token's result lies in the three results laid end to end; None: in place
 
 
 def make_plan(layout: Layout) -> RolePlan:
     """The plan of a layout. Cheap next to one layer; build it once for each batch."""
     batch, length = layout.shape
     main, action, goal = layout.block(*MAIN), layout.block(Role.CRL_ACTION), layout.block(Role.CRL_GOAL)
-    keys = layout.block(Role.VISION_STATE, Role.CRL_ACTION)
-    takes = [_take(index_SL, real_SL, layout) for index_SL, real_SL in (main, action, keys, goal)]
+    takes = [_take(*block, layout) for block in (main, action, goal)]
+    keys = _action_keys(takes[1], layout)
     device = layout.role_BT.device
     back_T = torch.zeros(batch * length, dtype=torch.long, device=device)
     offset = 0
-    for take, (index_SL, real_SL) in zip((takes[0], takes[1], takes[3]), (main, action, goal), strict=True):
+    for index_SL, real_SL in (main, action, goal):
         slot_SL = offset + torch.arange(index_SL.numel(), device=device).view(index_SL.shape)
         back_T[index_SL[real_SL]] = slot_SL[real_SL]
-        offset += take.index_SL.numel()
-    mask = _bottom_right(layout.counts_SR[:, Role.VISION_STATE], action[0].shape[1], keys[0].shape[1])
-    return RolePlan((batch, length), takes[0], takes[1], takes[2], mask, takes[3], back_T.view(batch, length))
+        offset += index_SL.numel()
+    mask = _bottom_right(layout.counts_SR[:, Role.VISION_STATE], action[0].shape[1], keys.index_SL.shape[1])
+    back_BT = None if _in_place(takes, length) else back_T.view(batch, length)
+    return RolePlan((batch, length), takes[0], takes[1], keys, mask, takes[2], back_BT)
+
+
+def _action_keys(query: Take, layout: Layout) -> Take:
+    """[VISION_STATE, CRL_ACTION] of every sample; two slices when both blocks are slices and no sample is shorter."""
+    index_SL, _ = layout.block(Role.VISION_STATE, Role.CRL_ACTION)
+    vision, real_SL = layout.block(Role.VISION_STATE)
+    before = _take(vision, real_SL, layout)
+    if before.columns is None or query.columns is None or not bool(real_SL.all()):
+        return Take(index_SL, None)
+    return Take(index_SL, before.columns + query.columns)
+
+
+def _in_place(takes: Sequence[Take], length: int) -> bool:
+    """Whether the three results, side by side, are the rows: every row has the same blocks and no padding."""
+    end = 0
+    for take in takes:
+        if take.index_SL.numel() == 0:
+            continue
+        if take.columns is None or take.columns[0].start != end:
+            return False
+        end = take.columns[0].stop
+    return end == length
 
 
 def _take(index_SL: Tensor, real_SL: Tensor, layout: Layout) -> Take:
@@ -82,7 +107,7 @@ def _take(index_SL: Tensor, real_SL: Tensor, layout: Layout) -> Take:
     row_S = torch.arange(batch, device=index_SL.device)[:, None] * length
     wanted_SL = row_S + first + torch.arange(size, device=index_SL.device)
     aligned = first + size <= length and bool(((index_SL == wanted_SL) | ~real_SL).all())
-    return Take(index_SL, slice(first, first + size) if aligned else None)
+    return Take(index_SL, (slice(first, first + size),) if aligned else None)
 
 
 def _bottom_right(before_S: Tensor, queries: int, keys: int) -> Tensor:
@@ -111,8 +136,10 @@ def three_calls(
             take_q(query_BTHD), take_k(key_BTHD), take_k(value_BTHD),
             attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=grouped,
         )  # fmt: skip
-        results.append(out_SHLD.transpose(1, 2).flatten(0, 1))
-    out_XHD = results[0] if len(results) == 1 else torch.cat(results)
+        results.append(out_SHLD.transpose(1, 2))
+    if plan.back_BT is None:
+        return results[0] if len(results) == 1 else torch.cat(results, dim=1)
+    out_XHD = torch.cat([result.flatten(0, 1) for result in results])
     return out_XHD.index_select(0, plan.back_BT.flatten()).view(query_BTHD.shape)
 
 
