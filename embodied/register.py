@@ -13,6 +13,8 @@ TARGETS = (
     "embodied.transforms.Normalize",
     "embodied.transforms.RotationTo6D",
     "embodied.checkpoint.load_policy",
+    "embodied.bench.data.DataBench",
+    "embodied.training.bench.TrainBench",
 )
 
 OWN = ("embodied", "sim", "policies", "world_models")
