@@ -114,7 +114,7 @@ def test_images_larger_than_the_simulators_buffer() -> None:
         image = env._render(size)[schema.IMAGE]
         assert image.shape == (size, size, 3)
         patches.append(image.reshape(7, size // 7, 7, size // 7, 3).mean((1, 3)))
-    np.testing.assert_allclose(patches[0], patches[1], atol=4)
+    assert np.abs(patches[0] - patches[1]).mean() < 2
     assert patches[0].std() > 20
     env.close()
 
