@@ -20,7 +20,7 @@ from embodied.data.source import ColumnSpec, EpisodeInfo
 from embodied.data.video import Video
 from embodied.schema import TASK
 
-OPEN_VIDEOS = 16
+OPEN_VIDEOS, OPEN_SCATTERED = 16, 200  # each holds up to two file descriptors
 
 
 class TableFiles:
@@ -54,15 +54,17 @@ class LeRobotSource:
     """A LeRobot folder as a `Source`; cameras and columns keep the names they have there.
 
     rotate: cameras stored rotated by 180 degrees (LIBERO's sets on the hub) are turned upright. lenient: episodes whose
-    table and metadata disagree are opened too (for repair), as far as they go.
+    table and metadata disagree are opened too (for repair), as far as they go. scattered: frames will be asked for here
+    and there, not in order.
     """
 
-    def __init__(self, root: str | Path, rotate: bool = False, lenient: bool = False) -> None:
+    def __init__(self, root: str | Path, rotate: bool = False, lenient: bool = False, scattered: bool = False) -> None:
         self.meta = read_meta(root)
         self.root = self.meta.root
         self.name = self.root.resolve().name
         self.fps = self.meta.fps
-        self.rotate, self.lenient = rotate, lenient
+        self.rotate, self.lenient, self.scattered = rotate, lenient, scattered
+        self._places: dict[tuple[int, str], tuple[Path, float]] = {}
         self.cameras = {key: self.meta.size(key) for key in (*self.meta.video_keys, *self.meta.image_keys)}
         self.columns: dict[str, ColumnSpec] = self.meta.numeric_columns()
         self.episodes = _episode_infos(self.meta, lenient)
@@ -99,6 +101,29 @@ class LeRobotSource:
             result = video.read(video.numbers_at(times, tolerance=0.5 / self.fps))
         return result[:, ::-1, ::-1] if self.rotate else result
 
+    def read_scattered(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """Frame frames[i] of episode episodes[i], both (N,), ascending: (N, H, W, 3). One decoding pass a file."""
+        if camera in self.meta.image_keys:
+            return np.concatenate(
+                [self.read_frames_at(int(i), camera, frames[episodes == i]) for i in np.unique(episodes)]
+            )
+        places = [self._place(int(i), camera) for i in episodes]
+        times = np.array([start for _, start in places]) + frames / self.fps
+        result = np.empty((len(frames), *self.cameras[camera], 3), np.uint8)
+        for path in dict.fromkeys(path for path, _ in places):
+            inside = np.array([place[0] == path for place in places])
+            video = self._video(path)
+            result[inside] = video.read(video.numbers_at(times[inside], tolerance=0.5 / self.fps))
+        return result[:, ::-1, ::-1] if self.rotate else result
+
+    def _place(self, episode: int, camera: str) -> tuple[Path, float]:
+        """The video file of an episode and the second at which it begins there."""
+        if (episode, camera) not in self._places:
+            row = self.meta.episodes[episode]
+            place = (self.meta.video_file(row, camera), self.meta.video_start(row, camera))
+            self._places[episode, camera] = place
+        return self._places[episode, camera]
+
     def video_place(self, episode: int, camera: str) -> tuple[Path, int] | None:
         """File and number of the first frame, when the pictures in it are those that `read_frames` gives."""
         if self.rotate or camera in self.meta.image_keys:
@@ -127,8 +152,8 @@ class LeRobotSource:
 
     def _video(self, path: Path) -> Video:
         if path not in self._videos:
-            self._videos[path] = Video(path)
-            while len(self._videos) > OPEN_VIDEOS:
+            self._videos[path] = Video(path, self.scattered)
+            while len(self._videos) > (OPEN_SCATTERED if self.scattered else OPEN_VIDEOS):
                 self._videos.popitem(last=False)[1].close()
         self._videos.move_to_end(path)
         return self._videos[path]
@@ -142,7 +167,7 @@ class BatchReader:
     """
 
     def __init__(self, root: str | Path, offsets: Mapping[str, list[int]] | None = None) -> None:
-        self.source = LeRobotSource(root)
+        self.source = LeRobotSource(root, scattered=True)
         self.offsets = {key: np.array(values, np.int64) for key, values in (offsets or {}).items()}
         unknown = [key for key in self.offsets if key not in (*self.source.cameras, *self.source.columns)]
         if unknown:
@@ -158,7 +183,7 @@ class BatchReader:
         indices = np.asarray(indices, np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"indices should lie in [0, {len(self)}), got {indices.min()} to {indices.max()}")
-        episode = np.searchsorted(self.source.starts, indices, side="right") - 1
+        episode = self._episode_of(indices)
         first, last = self.source.starts[episode][:, None], self.source.starts[episode + 1][:, None] - 1
         batch: dict[str, Any] = {"index": indices, "episode_index": episode, "frame_index": indices - first[:, 0]}
         for key in (*self.source.cameras, *self.columns):
@@ -171,15 +196,15 @@ class BatchReader:
         batch[TASK] = [self.source.episodes[i].task for i in episode]
         return batch
 
+    def _episode_of(self, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(np.searchsorted(self.source.starts, indices, side="right") - 1)
+
     def _frames(self, camera: str, wanted: np.ndarray) -> np.ndarray:
-        """Frames of global numbers (B, K), every distinct one decoded once."""
+        """Frames of global numbers (B, K), every distinct one decoded once, file by file in file order."""
         numbers, inverse = np.unique(wanted, return_inverse=True)
-        episode = np.searchsorted(self.source.starts, numbers, side="right") - 1
-        parts = [
-            self.source.read_frames_at(int(i), camera, numbers[episode == i] - self.source.starts[i])
-            for i in np.unique(episode)
-        ]
-        return np.concatenate(parts)[inverse.reshape(wanted.shape)]
+        episode = self._episode_of(numbers)
+        frames = self.source.read_scattered(camera, episode, numbers - self.source.starts[episode])
+        return frames[inverse.reshape(wanted.shape)]
 
     def close(self) -> None:
         self.source.close()
