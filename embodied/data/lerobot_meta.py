@@ -22,6 +22,7 @@ FIELDS = {"chunk_index", "file_index", "episode_chunk", "episode_index", "video_
 NUMBER = re.compile(r"(0?\d{1,2}d)?")
 INDEX_FEATURES = ("frame_index", "episode_index", "index", "task_index")
 EPISODE_STATISTICS = "stats/"
+COMMITTED = "meta/embodied.json"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ def read_meta(root: str | Path) -> LeRobotMeta:
     v3 = version.startswith("v3")
     episodes = _v3_episodes(root) if v3 else _read_jsonl(root / "meta" / "episodes.jsonl")
     tasks = _v3_tasks(root) if v3 else _v2_tasks(root)
+    _check_episodes(root, episodes, features, v3)
     episodes.sort(key=lambda row: row["episode_index"])
+    if (root / COMMITTED).is_file():  # written by us: what a killed writer left behind comes after the counted ones
+        episodes = episodes[: int(info.get("total_episodes", len(episodes)))]
     return LeRobotMeta(root, version, float(fps), features, episodes, tasks, info)
 
 
@@ -143,6 +147,23 @@ def _check_feature(root: Path, key: str, feature: Any) -> None:
         raise ValueError(f"{root}/meta/info.json: feature {key!r} should have a dtype and a shape, got {feature!r}")
     if "/" in key or "\\" in key or ".." in key:
         raise ValueError(f"{root}/meta/info.json: feature name {key!r} could name a file elsewhere: refused")
+
+
+def _check_episodes(root: Path, rows: list[dict[str, Any]], features: Mapping[str, Any], v3: bool) -> None:
+    """Every row has its numbers. ValueError names the first that is missing or no number."""
+    needed = ["episode_index", "length"]
+    if v3:
+        needed += ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
+        cameras = [key for key, feature in features.items() if feature["dtype"] == "video"]
+        needed += [
+            f"videos/{key}/{name}" for key in cameras for name in ("chunk_index", "file_index", "from_timestamp")
+        ]
+    for number, row in enumerate(rows):
+        bad = [key for key in needed if not isinstance(row.get(key), (int, float))] if isinstance(row, dict) else needed
+        if bad:
+            raise ValueError(
+                f"{root}/meta: row {number} of the episodes should have a number {bad[0]!r}: write it again"
+            )
 
 
 def _v3_episodes(root: Path) -> list[dict[str, Any]]:

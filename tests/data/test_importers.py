@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_datasets import to_v21, write_droid_hub, write_libero_hdf5
+from tiny_datasets import to_v21, write_droid_hub, write_hub_libero, write_libero_hdf5
 
 from embodied.data.importers.convert import import_source
 from embodied.data.importers.droid import METRE, RADIAN, DroidSource, droid_columns
@@ -155,7 +155,7 @@ class TestRealDroid:
     def test_a_video_longer_than_its_states(self, outside_data: Path) -> None:
         source = open_source("droid_sample/droid_new_setup")
         episode = next(i for i, info in enumerate(source.episodes) if info.source.endswith("0006"))
-        assert source.video_frames(episode, IMAGE) == 42
+        assert source.video_facts(episode, IMAGE) == (42, 4.0)
         assert source.read_frames(episode, WRIST_IMAGE).shape == (41, 192, 320, 3)
         assert source.fps == 4
 
@@ -173,6 +173,19 @@ class TestRealDroid:
                 )
             ours, theirs = out.read_columns(new), source.read_columns(old)
             assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+        self.check_with_lerobot(tmp_path / "out", out)
+
+    def check_with_lerobot(self, root: Path, ours: LeRobotSource) -> None:
+        """LeRobot reads the imported set, empty instruction and all."""
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        theirs = LeRobotDataset("local/droid", root=root, video_backend="pyav", return_uint8=True)
+        assert len(theirs) == 39 + 33
+        item = theirs[39 + 5]
+        assert item["task"] == ours.episodes[1].task
+        assert np.array_equal(item[WRIST_IMAGE].permute(1, 2, 0).numpy(), ours.read_frames(1, WRIST_IMAGE)[5])
+        assert np.array_equal(item[STATE].numpy(), ours.read_columns(1)[STATE][5])
+        assert theirs[0]["task"] == ""
 
     def test_several_packages_in_one_folder(self, outside_data: Path) -> None:
         with pytest.raises(ValueError, match="name one of droid_new_setup, droid_subset"):
@@ -203,6 +216,22 @@ class TestLeRobotFolder:
         assert [info.length for info in LeRobotSource(out).episodes] == [12, 11]
         with pytest.raises(ValueError, match="another source or selection"):
             import_source(source, tmp_path / "new", {1: 9, 2: 11})
+
+    def test_images_inside_the_table(self, tmp_path: Path) -> None:
+        """LIBERO as it lies on the hub: v2.0, PNG images in the rows, rotated by 180 degrees, short names."""
+        source = open_source(write_hub_libero(tmp_path / "hub"), SourceOptions(rotate=True))
+        assert list(source.cameras) == [IMAGE, WRIST_IMAGE]
+        assert [info.task for info in source.episodes] == ["stack the bowls"]
+        frames = source.read_frames(0, IMAGE)
+        assert frames.shape == (4, 64, 64, 3)
+        assert (frames[:, 0, 0] == 255).all()
+        assert frames[:, 1:, 1:].max() == 0
+        columns = source.read_columns(0)
+        assert columns[STATE].shape == (4, 8)
+        assert columns[ACTION][:, 0].tolist() == [0, 1, 2, 3]
+        out = open_source(import_source(source, tmp_path / "out", {0: 4}))
+        assert out.read_frames(0, IMAGE)[:, 0, 0].min() > 100
+        assert out.read_frames(0, IMAGE)[:, 40:, 40:].max() < 40
 
     def test_names_and_angles(self, v3: Path) -> None:
         source = LeRobotFolderSource(v3, {STATE: "observation.pose", IMAGE: WRIST_IMAGE})

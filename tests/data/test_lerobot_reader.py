@@ -120,6 +120,19 @@ class TestHostileMetadata:
         with pytest.raises(ValueError, match=message):
             read_meta(v3)
 
+    def test_a_row_without_its_length(self, v3: Path) -> None:
+        import pyarrow.parquet as pq
+
+        path = v3 / "meta/episodes/chunk-000/file-000.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(["length"]), path)
+        with pytest.raises(ValueError, match="row 0 of the episodes should have a number 'length'"):
+            read_meta(v3)
+
+    def test_what_a_killed_writer_left_is_not_counted(self, v3: Path) -> None:
+        path = v3 / "meta/info.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"total_episodes": 2, "total_frames": 21}))
+        assert [info.length for info in LeRobotSource(v3).episodes] == [12, 9]
+
     def test_no_data_set(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"info\.json is missing"):
             read_meta(tmp_path)

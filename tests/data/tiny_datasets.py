@@ -137,3 +137,48 @@ def write_droid_hub(root: Path, length: int = 6) -> Path:
     }
     (root / "meta/info.json").write_text(json.dumps(info))
     return root
+
+
+def write_hub_libero(root: Path, length: int = 4) -> Path:
+    """A v2.0 folder with PNG images in its table, whose true top left corner is white, stored bottom right."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    stored = np.zeros((SIZE, SIZE, 3), np.uint8)
+    stored[-1, -1] = stored[-1, :] = stored[:, -1] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(stored).save(buffer, "PNG")
+    images = [{"bytes": buffer.getvalue(), "path": "../../etc/passwd"}] * length
+    steps = np.arange(length)
+    table = pa.table(
+        {
+            "image": images,
+            "wrist_image": images,
+            "state": np.zeros((length, 8), np.float32).tolist(),
+            "actions": np.repeat(steps[:, None], 7, 1).astype(np.float32).tolist(),
+            "timestamp": (steps / FPS).astype(np.float32),
+            "frame_index": steps,
+            "episode_index": np.zeros(length, np.int64),
+            "index": steps,
+            "task_index": np.zeros(length, np.int64),
+        }
+    )
+    path = root / "data/chunk-000/episode_000000.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(table, path)
+    image = {"dtype": "image", "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channel"]}
+    features = {"image": image, "wrist_image": image}
+    features |= {"state": {"dtype": "float32", "shape": [8]}, "actions": {"dtype": "float32", "shape": [7]}}
+    features |= {"timestamp": {"dtype": "float32", "shape": [1]}, "task_index": {"dtype": "int64", "shape": [1]}}
+    info = {"codebase_version": "v2.0", "fps": FPS, "features": features, "total_episodes": 1, "total_frames": length}
+    info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+    (root / "meta").mkdir()
+    (root / "meta/info.json").write_text(json.dumps(info))
+    (root / "meta/episodes.jsonl").write_text(
+        json.dumps({"episode_index": 0, "tasks": ["stack the bowls"], "length": 4})
+    )
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": "stack the bowls"}))
+    return root

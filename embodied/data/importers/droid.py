@@ -111,10 +111,10 @@ class DroidSource:
     def video_place(self, episode: int, camera: str) -> tuple[Path, int] | None:
         return self._video_path(episode, CAMERAS[camera]), 0
 
-    def video_frames(self, episode: int, camera: str) -> int:
-        """Frames the file holds, whatever the states say."""
+    def video_facts(self, episode: int, camera: str) -> tuple[int, float]:
+        """Frames the file holds, whatever the states say, and frames per second."""
         with self._open_video(episode, CAMERAS[camera]) as video:
-            return len(video)
+            return len(video), round(1 / float(np.median(np.diff(video.times))), 3) if len(video) > 1 else self.fps
 
     def _info(self, episode: int) -> EpisodeInfo:
         value = self._read(episode)

@@ -14,6 +14,8 @@ from embodied.data.validation.lerobot import validate_lerobot
 from embodied.data.validation.report import Kind, Report
 from embodied.data.video import VideoError
 
+RATE_TOLERANCE = 0.01
+
 
 def validate(path: str | Path, options: SourceOptions | None = None, decode: bool = True) -> Report:
     """All problems of a data set. decode: read every frame, not only what the files say of themselves."""
@@ -53,7 +55,7 @@ def _check_episode(report: Report, source: Source, position: int, decode: bool) 
     for camera in source.cameras:
         try:
             if isinstance(source, DroidSource):
-                _check_droid_length(report, source, position, camera)
+                _check_droid_video(report, source, position, camera)
             if decode and (frames := len(source.read_frames(position, camera))) != info.length:
                 message = f"{camera} has {frames} frames, the columns {info.length}"
                 report.add(Kind.count_mismatch, message, position, min(frames, info.length), camera)
@@ -63,8 +65,11 @@ def _check_episode(report: Report, source: Source, position: int, decode: bool) 
             report.add(Kind.unreadable, str(error), position, key=camera)
 
 
-def _check_droid_length(report: Report, source: DroidSource, position: int, camera: str) -> None:
-    frames, states = source.video_frames(position, camera), source.episodes[position].length
+def _check_droid_video(report: Report, source: DroidSource, position: int, camera: str) -> None:
+    (frames, rate), states = source.video_facts(position, camera), source.episodes[position].length
+    if abs(rate / source.fps - 1) > RATE_TOLERANCE:
+        message = f"{camera} runs at {rate:g} frames per second, the first episode at {source.fps:g}"
+        report.add(Kind.wrong_fps, message, position, 0, camera)
     if frames > states:
         message = f"{camera} has {frames} frames for {states} states: the rest is left out"
         report.add(Kind.longer_video, message, position, states, camera)
