@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from embodied.protocols import PolicySpec
 from embodied.schema import IMAGE_KEYS, STATE
 from embodied.workers import WorkerPool
 
-pytest.importorskip("robosuite")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed")
 
 
 @pytest.fixture(scope="module")
