@@ -87,12 +87,15 @@ class Articulated:
         joints = self.goals.joints(self.predicate)
         ways = (self.push, self.pull) if self.predicate[0] == "close" else (self.pull, self.push)
         for _ in range(RETRIES):
+            before = self.scene.data.time
             for way in ways:
                 for goal in joints:
                     if self.goals.holds(self.predicate):
                         return
                     if (yield from way(goal)):
                         break
+            if self.scene.data.time == before:
+                break
         if not self.goals.holds(self.predicate):
             self.expert.note(f"{self.predicate} given up")
 
@@ -108,7 +111,9 @@ class Articulated:
         return float(self.scene.data.qpos[self.scene.model.jnt_qposadr[goal.joint]])
 
     def obstacles(self, center: np.ndarray, bodies: frozenset[int]) -> Obstacles:
-        return Obstacles(self.scene.obstacles(bodies).near(center, 0.3).points, self.scene.supports())
+        """What else is near: not the moving part, nor what lies in it."""
+        carried = self.scene.inside(self.scene.cloud(bodies).points)
+        return Obstacles(self.scene.obstacles(bodies | carried).near(center, 0.3).points, self.scene.supports())
 
     # Grasp and go along
 

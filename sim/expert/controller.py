@@ -19,10 +19,11 @@ LET_GO = 0.006  # m each finger opens before the hand retreats
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When a move has arrived: metres and radians."""
+    """When a move has arrived: within metres and radians, and slower than `speed` metres in a control step."""
 
     position: float
     angle: float
+    speed: float = np.inf
 
 
 FINE = Tolerance(0.006, 0.05)
@@ -80,12 +81,13 @@ class Arm:
         self, rotation: np.ndarray, position: np.ndarray, tolerance: Tolerance = FINE, limit: int = 150
     ) -> Iterator[np.ndarray]:
         """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps."""
-        best, stalled = np.inf, 0
+        best, stalled, last = np.inf, 0, np.full(3, np.inf)
         for _ in range(limit):
             now_rotation, now_position = self.scene.hand()
+            speed, last = float(np.linalg.norm(now_position - last)), now_position
             far = float(np.linalg.norm(position - now_position))
             askew = float(np.linalg.norm(rotation_vector(rotation @ now_rotation.T)))
-            if far < tolerance.position and askew < tolerance.angle:
+            if far < tolerance.position and askew < tolerance.angle and speed <= tolerance.speed:
                 return True
             error = max(far - tolerance.position, 0) + 0.1 * max(askew - tolerance.angle, 0)
             stalled = 0 if error < best - STALL_PROGRESS else stalled + 1

@@ -12,7 +12,7 @@ from embodied.protocols import PolicySpec
 from sim.expert.articulated import Articulated
 from sim.expert.controller import OPEN, Arm
 from sim.expert.dragging import Drag
-from sim.expert.goals import Predicate, goals_of
+from sim.expert.goals import Predicate, Region, goals_of
 from sim.expert.picking import PickAndPlace
 from sim.expert.scene import Scene
 
@@ -20,6 +20,7 @@ VERSION = "1"
 MAX_SETTLE = 20  # steps waited for things to come to rest before planning
 ARTICULATED = ("open", "close", "turnon", "turnoff")
 REST_SPEED = 0.02  # m/s or rad/s
+SHARE, LEAST_SHARED = 0.5, 0.05  # of a region's half size; m
 ROUNDS = 3  # times the goal is gone through
 
 
@@ -70,11 +71,12 @@ class Expert:
     def _solve(self) -> Iterator[np.ndarray]:
         yield from self._settle()
         for _ in range(ROUNDS):
+            before = self.scene.data.time
             for predicate in ordered(self.goal):
                 if not self.goals.holds(predicate):
                     self.note(f"solve {predicate}")
                     yield from self._skill(predicate)
-            if self.success():
+            if self.success() or self.scene.data.time == before:
                 return
 
     def _skill(self, predicate: Predicate) -> Iterator[np.ndarray]:
@@ -87,6 +89,16 @@ class Expert:
             yield from Articulated(self, entrance).run()
         if not (yield from PickAndPlace(self, predicate).run()) and predicate[0] == "on":
             yield from Drag(self, predicate).run()
+
+    def aside(self, predicate: Predicate, region: Region) -> np.ndarray:
+        """Shift (3,) from the middle of a region that several things have to share: away from the next one's way."""
+        waiting = [p for p in self.goal if len(p) == 3 and p[2] == predicate[2] and p != predicate]
+        waiting = [p for p in waiting if not self.goals.holds(p)]
+        if not waiting or region.half.min() < LEAST_SHARED:
+            return np.zeros(3)
+        away = region.center - self.scene.pose(self.goals.body(waiting[0][1]))[1]
+        away[2] = 0
+        return SHARE * float(region.half.min()) * away / max(float(np.linalg.norm(away)), 1e-9)
 
     def _settle(self) -> Iterator[np.ndarray]:
         """Waits until free bodies are slow."""

@@ -113,7 +113,7 @@ class LiberoGoals:
         for joint_name in part.joints:
             joint = self.scene.model.joint(joint_name).id
             low, high = self.scene.model.jnt_range[joint]
-            samples = np.linspace(low, high, 400)
+            samples = np.linspace(low, high, 2001)
             good = samples[[bool(getattr(owner, test)(q)) for q in samples]]
             if not len(good):
                 raise ValueError(f"{predicate} should hold somewhere in the range of {joint_name}, it holds nowhere")

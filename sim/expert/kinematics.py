@@ -11,6 +11,7 @@ from sim.expert.scene import Scene
 
 TILTS = np.deg2rad([0, 20, 40, 60, 75, 82, 90])  # about the hand's y axis, both ways: the fingers close in the tilt
 LEANS = np.deg2rad([-25, 25, -45, 45])
+FAR_LEANS = np.deg2rad([-55, 55, -65, 65, -75, 75, -85, 85])  # to reach in under a roof
 HALF_TURN = np.diag([-1.0, -1.0, 1.0])  # the same hand, fingers exchanged
 ITERATIONS = 60
 DAMPING = 0.05
@@ -67,12 +68,12 @@ def tilted(yaws: np.ndarray, tilt: float, hand: np.ndarray, reach: Reach, center
     return result
 
 
-def leaning(hand: np.ndarray, reach: Reach, center: np.ndarray) -> list[np.ndarray]:
-    """Hand rotations that lean to either side of pointing down and reach `center` (3,)."""
+def leaning(hand: np.ndarray, reach: Reach, center: np.ndarray, leans: np.ndarray = LEANS) -> list[np.ndarray]:
+    """Hand rotations that lean by `leans` from pointing down, to all sides, and reach `center` (3,)."""
     result = []
     for yaw in np.arange(6) * np.pi / 6:
         for axis in ([1.0, 0, 0], [0, 1.0, 0]):
-            for lean in LEANS:
+            for lean in leans:
                 rotation = down(yaw) @ turned(np.array(axis), lean)
                 both = sorted((rotation, rotation @ HALF_TURN), key=lambda r: turn_between(hand, r))
                 result += next(([r] for r in both if reach.reachable(r, center)), [])

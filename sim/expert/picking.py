@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim.expert.controller import CLOSE, OPEN, Tolerance
+from sim.expert.geometry import slab_boxes
 from sim.expert.goals import Predicate, imagined
 from sim.expert.grasps import Grasp, Obstacles, Search, plan_grasps
-from sim.expert.kinematics import Reach, leaning
-from sim.expert.motion import hand_below, travel, way_out
-from sim.expert.placing import DROPS, Place, Spot, find_place, find_spots
+from sim.expert.kinematics import FAR_LEANS, LEANS, Reach, leaning
+from sim.expert.motion import corridor_height, hand_below, travel, way_out
+from sim.expert.placing import DROPS, INSERT_WAY, Place, Spot, find_insert, find_place, find_spots
 
 if TYPE_CHECKING:
     from sim.expert.expert import Expert
 
+ALIGNED = Tolerance(0.007, 0.05, 0.004)  # before going down between walls or in under a roof
+CARRIED_SLABS = 6
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
 TRIED = 14  # grasps for which a place is looked for
 GOOD = 0.6  # score of a grasp that points down above which leaning ones are not looked at
@@ -40,6 +44,7 @@ class PickAndPlace:
         self.body = self.goals.body(predicate[1])
         self.bodies = self.scene.subtree(self.body)
         self.failed: list[np.ndarray] = []
+        self.covered = False
 
     def run(self) -> Iterator[np.ndarray]:
         """Tries grasp after grasp until the predicate holds with the hand away; returns whether it does."""
@@ -85,7 +90,8 @@ class PickAndPlace:
         spots = self.spots() if self.predicate[0] != "lifted" else []
         found: list[tuple[float, Grasp]] = []
         for lean in (False, True):
-            rotations = leaning(hand, reach, center) if lean else None
+            leans = np.r_[LEANS, FAR_LEANS] if self.covered else LEANS
+            rotations = leaning(hand, reach, center, leans) if lean else None
             grasps = plan_grasps(cloud, center, self.scene.gripper, around, hand, Search(rotations))
             fresh = [g for g in grasps if all(np.linalg.norm(self.local(g.position) - f) > 0.015 for f in self.failed)]
             best = self.best(fresh, spots, reach)
@@ -101,23 +107,37 @@ class PickAndPlace:
         """Of grasps, best first, the one with the best score after the cost of its release, and that score."""
         if self.predicate[0] == "lifted":
             return next(((g.score, g) for g in grasps if reach.reachable(g.rotation, g.position)), None)
-        region = self.goals.region(self.predicate)
-        near, drops = self.obstacles(region.center), DROPS if region.container else DROPS[:3]
         best: tuple[float, Grasp] | None = None
         for grasp in spread(grasps, TRIED) if spots else []:
             if best is not None and grasp.score - PLACE_WEIGHT * spots[0].cost <= best[0]:
                 break
             if not reach.reachable(grasp.rotation, grasp.position):
                 continue
-            in_hand = self.in_hand(grasp.rotation, grasp.position)
-            place = find_place(spots[:FEW], in_hand, self.scene.gripper, near, drops)
+            place = self.release(spots[:FEW], grasp.rotation, grasp.position)
             if place is not None and reach.reachable(place.rotation, place.position):
                 value = grasp.score - PLACE_WEIGHT * place.cost
                 best = (value, grasp) if best is None or value > best[0] else best
         return best
 
+    def release(self, spots: list[Spot], rotation: np.ndarray, position: np.ndarray) -> Place | None:
+        """The best release over the spots for an object held by a hand at rotation, position."""
+        region = self.goals.region(self.predicate)
+        near, gripper = self.obstacles(region.center), self.scene.gripper
+        in_hand = self.in_hand(rotation, position)
+        if self.covered:
+            carried = slab_boxes((self.scene.cloud(self.bodies).points - position) @ rotation, CARRIED_SLABS)
+            return find_insert(spots, in_hand, carried, gripper, near)
+        return find_place(spots, in_hand, gripper, near, DROPS if region.container else DROPS[:3])
+
     def spots(self) -> list[Spot]:
-        return self.verified(find_spots(self.scene, self.body, self.goals.region(self.predicate), self.bodies))
+        """Where the object may rest: reached from above, else, when there is no such spot, from the side."""
+        region = self.goals.region(self.predicate)
+        region = replace(region, center=region.center + self.expert.aside(self.predicate, region))
+        spots = find_spots(self.scene, self.body, region, self.bodies)
+        self.covered = not spots
+        if self.covered:
+            spots = find_spots(self.scene, self.body, region, self.bodies, covered=True)
+        return self.verified(spots)
 
     def verified(self, spots: list[Spot]) -> list[Spot]:
         """Spots, from the first at which the simulator's own predicate holds on the predicted pose."""
@@ -181,25 +201,33 @@ class PickAndPlace:
         points = scene.cloud(self.bodies).points
         _, hand = scene.hand()
         below = float(hand[2] - points[:, 2].min())
-        radius = float(np.linalg.norm(points[:, :2] - hand[:2], axis=1).max())
-        before = plan.position + np.array([0, 0, BEFORE])
-        yield from travel(arm, plan.rotation, before, below, min(radius, 0.12), self.bodies)
-        yield from arm.move(plan.rotation, before, Tolerance(0.02, 0.15))
+        radius = min(float(np.linalg.norm(points[:, :2] - hand[:2], axis=1).max()), 0.12)
+        before, tolerance = self.way_in(plan, below, radius)
+        yield from travel(arm, plan.rotation, before, below, radius, self.bodies)
+        yield from arm.move(plan.rotation, before, tolerance)
         yield from arm.move(plan.rotation, plan.position)
         yield from arm.fingers(OPEN)
         yield from self.retreat(plan)
 
+    def way_in(self, plan: Place, below: float, radius: float) -> tuple[np.ndarray, Tolerance]:
+        """Where the straight last way starts, and how exactly: above what stands around, or outside a roof."""
+        if self.covered:
+            return plan.position + INSERT_WAY[-1] * plan.out, ALIGNED
+        around = corridor_height(self.scene, plan.position, plan.position, radius, self.bodies)
+        rise = around + 0.01 - (plan.position[2] - below)
+        if rise > BEFORE:
+            return plan.position + rise * plan.out, ALIGNED
+        return plan.position + BEFORE * plan.out, Tolerance(0.02, 0.15)
+
     def plan_place(self) -> Place | None:
-        region = self.goals.region(self.predicate)
-        spots = self.verified(find_spots(self.scene, self.body, region, self.bodies))
-        drops = DROPS if region.container else DROPS[:3]
-        return find_place(
-            spots, self.in_hand(*self.scene.hand()), self.scene.gripper, self.obstacles(region.center), drops
-        )
+        return self.release(self.spots(), *self.scene.hand())
 
     def retreat(self, plan: Place) -> Iterator[np.ndarray]:
         rotation, position = self.scene.hand()
-        yield from self.arm.move(rotation, position - AWAY * plan.rotation[:, 2], Tolerance(0.03, 0.3))
+        if self.covered:
+            yield from self.arm.move(rotation, position + INSERT_WAY[-1] * plan.out, Tolerance(0.03, 0.3))
+        else:
+            yield from self.arm.move(rotation, position - AWAY * plan.rotation[:, 2], Tolerance(0.03, 0.3))
         for _ in range(WAIT):
             if self.goals.holds(self.predicate):
                 return

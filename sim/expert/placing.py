@@ -7,12 +7,12 @@ rest height, or higher where the hand does not fit (into containers).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sim.expert.controller import turned
-from sim.expert.geometry import GripperShape, HeightMap, height_map, posed_planes
+from sim.expert.geometry import GripperShape, HeightMap, height_map, hits, posed_planes
 from sim.expert.goals import Region
 from sim.expert.grasps import Obstacles, blocked
 from sim.expert.scene import Scene
@@ -25,6 +25,9 @@ ABOVE = 0.004  # m above the rest height at which an object is let go
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.075, 0.09)
 DROP_COST = 12.0  # per metre
 MOST_TILT = -0.5  # of the hand's z axis along world z: it has to point down
+INSERT_WAY = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25)  # m back along a level way in
+INSERT_ABOVE, INSERT_MARGIN = 0.008, 0.003
+LEAST_INWARD = 0.5  # of the hand's z axis along a level way in
 CONTACT = 0.004  # m: cells this close to the highest one carry the object
 
 
@@ -40,13 +43,15 @@ class Spot:
 
 @dataclass(frozen=True)
 class Place:
-    """Hand pose at release: rotation (3, 3), position (3,); the spot below; drop height (m); cost."""
+    """Hand pose at release: rotation (3, 3), position (3,); the spot below; drop height (m); cost;
+    out: direction (3,) the hand comes from and leaves to."""
 
     rotation: np.ndarray
     position: np.ndarray
     spot: Spot
     drop: float
     cost: float
+    out: np.ndarray = field(default_factory=lambda: np.array([0, 0, 1.0]))
 
 
 def object_map(scene: Scene, bodies: frozenset[int], body: int, rotation: np.ndarray) -> HeightMap:
@@ -85,19 +90,15 @@ def rest_height(ground: HeightMap, item: HeightMap, xy: np.ndarray) -> tuple[np.
     return height, imbalance
 
 
-def find_spots(
-    scene: Scene, body: int, region: Region, avoid: frozenset[int], toward: np.ndarray | None = None
-) -> list[Spot]:
+def find_spots(scene: Scene, body: int, region: Region, avoid: frozenset[int], covered: bool = False) -> list[Spot]:
     """Rest poses of `body` in the region, cheapest first. avoid: bodies left out of the height map (the object's own).
-    toward: a point (2,) to prefer instead of the region's middle."""
+    covered: what lies above the region's middle is left out as well, so that poses under a roof are found."""
     rotation, _ = scene.pose(body)
     reach = _radius(scene, avoid, body)
-    ground = scene.heights(
-        region.center[:2] - region.half - reach, region.center[:2] + region.half + reach, STEP, avoid
-    )
+    low, high = region.center[:2] - region.half - reach, region.center[:2] + region.half + reach
+    ground = scene.heights(low, high, STEP, avoid, region.center[2] if covered else np.inf)
     side = np.linspace(-1, 1, GRID)
     xy = region.center[:2] + np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2) * region.half
-    goal = region.center[:2] if toward is None else toward
     scale = max(float(region.half.max()), 0.03)
     for margin in MARGINS:
         spots = []
@@ -108,7 +109,11 @@ def find_spots(
             points = np.c_[xy, height]
             good = np.isfinite(height)
             good[good] = _accepted(region.accepts, points[good], margin)
-            cost = np.linalg.norm(xy - goal, axis=1) / scale + 0.25 * abs(turn) + 20.0 * np.maximum(imbalance, 0)
+            cost = (
+                np.linalg.norm(xy - region.center[:2], axis=1) / scale
+                + 0.25 * abs(turn)
+                + 20.0 * np.maximum(imbalance, 0)
+            )
             spots += [Spot(turned_rotation, points[i], float(turn), float(cost[i])) for i in np.flatnonzero(good)]
         if spots:
             return sorted(spots, key=lambda spot: spot.cost)
@@ -155,6 +160,36 @@ def find_place(
             pick = int(free[np.argmin(cost[free])])
             spot, drop = group[pick // len(rise)], float(rise[pick % len(rise)])
             best = Place(hand, at[pick // len(rise)] + np.array([0, 0, drop]), spot, drop, float(cost[pick]))
+    return best
+
+
+def find_insert(
+    spots: list[Spot],
+    in_hand: tuple[np.ndarray, np.ndarray],
+    carried: np.ndarray,
+    gripper: GripperShape,
+    obstacles: Obstacles,
+) -> Place | None:
+    """The cheapest release that hand and object reach on a straight level way, as into a microwave or a shelf.
+
+    carried: boxes (B, 2, 3) around the object in the hand's frame.
+    """
+    best: Place | None = None
+    boxes = np.concatenate([gripper.boxes(gripper.reach, 0.0, INSERT_MARGIN), carried])
+    for rotation, group in _by_rotation(spots):
+        hand = rotation @ in_hand[0].T
+        at = np.array([spot.position for spot in group]) - hand @ in_hand[1] + np.array([0, 0, INSERT_ABOVE])
+        cost = np.array([spot.cost for spot in group])
+        for angle in np.arange(8) * np.pi / 4:
+            inward = np.array([np.cos(angle), np.sin(angle), 0.0])
+            if hand[:, 2] @ inward < LEAST_INWARD:
+                continue
+            left = np.flatnonzero(cost < (best.cost if best is not None else np.inf))
+            for back in INSERT_WAY:
+                left = left[~hits(obstacles.points, hand, at[left] - back * inward, boxes)] if len(left) else left
+            if len(left):
+                pick = int(left[np.argmin(cost[left])])
+                best = Place(hand, at[pick], group[pick], 0.0, float(cost[pick]), -inward)
     return best
 
 

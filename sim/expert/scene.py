@@ -128,6 +128,13 @@ class Scene:
         robot = self.robot_bodies
         return np.array([i for i in range(self.model.nv) if int(self.model.dof_bodyid[i]) not in robot], dtype=int)
 
+    def inside(self, points: np.ndarray) -> frozenset[int]:
+        """Free bodies whose centre of mass is within the bounding box of points (N, 3)."""
+        low, high = points.min(0), points.max(0)
+        free = self.model.jnt_bodyid[self.model.jnt_type == int(mujoco.mjtJoint.mjJNT_FREE)]
+        found = [int(b) for b in free if np.all((self.center_of_mass(b) > low) & (self.center_of_mass(b) < high))]
+        return frozenset().union(*(self.subtree(body) for body in found))
+
     @cached_property
     def solids(self) -> list[Solid]:
         """All collision geoms but the robot's, sampled coarsely."""
@@ -191,13 +198,19 @@ class Scene:
         return [posed_planes(s, rotation[s.body], position[s.body]) for s in self.solids if s.big]
 
     def heights(
-        self, low: np.ndarray, high: np.ndarray, step: float, without: frozenset[int] = frozenset()
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        step: float,
+        without: frozenset[int] = frozenset(),
+        below: float = np.inf,
     ) -> HeightMap:
-        """Height map of the scene (robot and `without` left out) over the rectangle low..high (2,) in the world."""
+        """Height map of the scene over the rectangle low..high (2,) in the world: robot and `without` left out, and
+        what begins above the height `below`."""
         rotation, position = self.frames()
         posed = [
             (posed_planes(s, rotation[s.body], position[s.body]), s.corners @ rotation[s.body].T + position[s.body])
             for s in self.solids
             if s.body not in without
         ]
-        return height_map(posed, low, high, step)
+        return height_map([part for part in posed if part[1][:, 2].min() < below], low, high, step)
