@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class PRTSPolicy(ChunkPolicy):
         self, model: PRTS, pipeline: Pipeline, name: str, digest: str, replan: int, device: str = "cpu"
     ) -> None:
         super().__init__(model, pipeline, name, digest, replan, device)
+        self.spec = replace(self.spec, extra={"gamma": model.settings.crl.gamma})
         self._noise: dict[int, torch.Generator] = {}
 
     def reset(self, slots: Sequence[int], episodes: Sequence[Episode]) -> None:

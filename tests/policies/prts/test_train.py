@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from embodied.checkpoint import list_steps, load_checkpoint, load_policy
 from embodied.cli.train import run as train
+from embodied.cli.value import run as draw_value
 from embodied.data.cache_build import CacheConfig, build_cache
 from embodied.data.source import ColumnSpec, EpisodeInfo
 from embodied.io import read_lines
@@ -112,3 +114,15 @@ def test_joint_stage_and_no_contrastive_loss(arguments, tmp_path):
     line = read_lines(tmp_path / "joint/metrics.jsonl")[-1]
     assert {"bc", "flow"} <= set(line)
     assert "action_to_goal" not in line
+
+
+def test_value_command(arguments, tmp_path, folder):
+    """The command on a trained checkpoint and the cache it was trained on; towers compute the images' features."""
+    train(arguments("pretrain", tmp_path / "pre"))
+    assert (
+        draw_value([str(tmp_path / "pre"), str(folder), "limit_per_task=1", "stride=2", f"out={tmp_path / 'value'}"])
+        == 0
+    )
+    figures = json.loads((tmp_path / "value/figures.json").read_text())
+    assert -1 <= figures["value.spearman_median"]["value"] <= 1
+    assert (tmp_path / "value/value.png").is_file()
