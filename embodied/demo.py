@@ -17,13 +17,12 @@ from embodied.collecting.collect import Collected, collect
 from embodied.config import compose_config, to_dataclass
 from embodied.data.validation.report import Report
 from embodied.data.validation.validate import validate
-from embodied.evaluation.evaluate import evaluate
-from embodied.evaluation.records import RunFolder
+from embodied.evaluation.evaluate import evaluate, report_run
 from embodied.evaluation.report import ReportRun, Section, write_report
 from embodied.evaluation.summary import Summary
-from embodied.evaluation.videos import Clip, render_videos
 from embodied.paths import new_run_folder
 from embodied.registry import registry
+from embodied.workers import WorkerPool
 
 
 @dataclass
@@ -64,12 +63,13 @@ def demo(config: DemoConfig, command: str) -> Path:
         checked = validate(collected.out)
         print("\n".join(problem.line() for problem in checked.problems) or "no problems found")
     runs = []
-    for number, policy in enumerate(config.policies, start=3):
-        with _step(number, steps, f"evaluating {policy}"):
-            runs.append(_evaluate(config, suite, folder, policy, collected.out))
+    with WorkerPool(config.workers) as pool:
+        for number, policy in enumerate(config.policies, start=3):
+            with _step(number, steps, f"evaluating {policy}"):
+                runs.append(_evaluate(config, suite, folder, policy, collected.out, pool))
     section = _data_section(collected, checked)
     title = f"Demo on {suite.env}"
-    subtitle = f"{len(suite.tasks)} tasks, {config.episodes} episodes of each for every policy."
+    subtitle = f"{len(suite.tasks)} tasks, {config.episodes} episodes of each; replay repeats the demonstrations."
     return write_report(folder, title, runs, [section], subtitle, command)
 
 
@@ -106,18 +106,19 @@ def _collect(config: DemoConfig, suite: DemoSuite, folder: Path) -> Collected:
     return collect(_settings("collect", [*overrides, f"out='{folder / 'dataset'}'"]))
 
 
-def _evaluate(config: DemoConfig, suite: DemoSuite, folder: Path, policy: str, dataset: Path) -> ReportRun:
+def _evaluate(
+    config: DemoConfig, suite: DemoSuite, folder: Path, policy: str, dataset: Path, pool: WorkerPool
+) -> ReportRun:
     tasks = ",".join(map(str, suite.tasks))
     overrides = [f"env={suite.env}", f"tasks=[{tasks}]", f"policy={policy}", f"episodes={config.episodes}"]
-    overrides += [f"workers={config.workers}", "report=false", f"run='{folder / policy}'"]
+    overrides += ["report=false", f"videos={config.videos}", "video_size=192", "video_stride=2"]
+    overrides += [f"workers={config.workers}", f"run='{folder / policy}'"]
     if policy == "replay":
         overrides.append(f"policy.source='{dataset}'")
     settings = _settings("evaluate", overrides)
-    summary = evaluate(settings, command=f"embodied evaluate {' '.join(overrides)}")
+    summary = evaluate(settings, command=f"embodied evaluate {' '.join(overrides)}", pool=pool)
     print(_line(policy, summary))
-    run = RunFolder(folder / policy)
-    clips: list[Clip] = render_videos(run, settings.env, summary.records, config.videos, 192, config.workers)
-    return ReportRun(run, summary, clips, policy)
+    return report_run(summary, settings, pool, policy)
 
 
 def _line(policy: str, summary: Summary) -> str:
