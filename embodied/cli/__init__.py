@@ -22,6 +22,7 @@ NAMES = (
     "data",
     "evaluate",
     "compare",
+    "value",
     "serve",
     "node",
     "robot-sim",
