@@ -6,7 +6,7 @@ On several GPUs: `accelerate launch -m embodied.cli train ...`.
 
   embodied train policy=bc stage=bc data=libero_demos run=runs/train/first
   embodied train policy=bc stage=bc data=libero_demos stage.steps=2000 policy.width=128 precision=bf16
-  embodied train policy=bc stage=bc data=libero_demos data.sets.mine.path=data/mine   (one more frame cache)
+  embodied train policy=bc stage=bc data=libero_demos data.extra=[data/mine]   (one data set more)
 
 The run folder holds config.json, metrics.jsonl, report.html (loss curves) and checkpoints/step-N, each of which runs
 itself: `policy=checkpoint policy.path=FOLDER`.

@@ -40,9 +40,14 @@ class DataSet:
 
 @dataclass
 class DataConfig:
-    """Data sets by name, mixed. holdout: share of each task's episodes kept for the validation loss."""
+    """Data sets by name, mixed.
+
+    extra: more of them by path, frame caches or LeRobot folders (cached beside them as FOLDER.cache).
+    holdout: share of each task's episodes kept for the validation loss.
+    """
 
     sets: dict[str, DataSet] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
     balance: Balance = Balance.frames
     holdout: float = 0.0
 

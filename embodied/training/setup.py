@@ -20,13 +20,13 @@ from embodied.checkpoint import (
     resolve_checkpoint,
 )
 from embodied.chunk_policy import to_tensors
-from embodied.data.cache import FrameCache
+from embodied.data.cache import FrameCache, is_cache
 from embodied.data.loader import BatchLoader
 from embodied.data.sampler import MixtureSampler, Sampler, WeightedSampler, sequential_batches
 from embodied.data.windows import Batch, Mixture, Relabel, WindowConfig, Windows, split_episodes
 from embodied.evaluation.versions import versions
 from embodied.paths import data_folder
-from embodied.training.config import Balance, DataSet, TrainConfig
+from embodied.training.config import Balance, DataConfig, DataSet, TrainConfig
 from embodied.training.features import bound_pipeline, prepare_cache
 from embodied.training.loop import Hook, Job
 from embodied.transforms import Pipeline
@@ -62,18 +62,19 @@ def make_job(
     if stage.init is not None:
         load_weights(model, inside(resolve_checkpoint(Path(stage.init)), MODEL_FILE))
     model.set_stage(stage.name)
-    caches = {name: open_cache(name, data, progress) for name, data in config.data.sets.items()}
+    sets = data_sets(config.data)
+    caches = {name: open_cache(name, data, progress) for name, data in sets.items()}
     if not caches:
         raise ValueError("training needs a data set, data.sets is empty: add data=NAME")
     for name, cache in caches.items():
         prepare_cache(cache, model.features, model.language, _named(progress, f"features of {name}"))
     pipeline = bound_pipeline(model.transforms(), list(caches.values()))
-    training, held = _split(config, caches)
+    training, held = _split(config, sets, caches)
     relabel, windows = model.relabel(stage.name), model.windows(stage.name)
     mixture = PipelineWindows(_members(caches, training, windows, relabel), pipeline)
     if hasattr(model, "fit"):
         model.fit(mixture, _earlier_arguments(run, stage.init))
-    sampler = make_sampler(config, mixture, rank, world_size)
+    sampler = make_sampler(config, list(sets.values()), mixture, rank, world_size)
     hooks = list(hooks)
     if any(len(episodes) for episodes in held.values()):
         validation = PipelineWindows(_members(caches, held, windows, ()), pipeline)
@@ -112,14 +113,25 @@ def open_cache(name: str, data: DataSet, progress: Progress | None = None) -> Fr
     return build_cache(LeRobotSource(source), path, CacheConfig(), _named(progress, f"cache of {name}"))
 
 
-def make_sampler(config: TrainConfig, mixture: Mixture, rank: int, world_size: int) -> Sampler:
+def data_sets(config: DataConfig) -> dict[str, DataSet]:
+    """All data sets by name, those of `extra` named by their folders."""
+    result = dict(config.sets)
+    for path in (Path(name) for name in config.extra):
+        if path.name in result:
+            raise ValueError(f"data.extra: a data set is already named {path.name!r}: rename the folder {path}")
+        cached = is_cache(path)
+        result[path.name] = DataSet(str(path) if cached else f"{path}.cache", source=None if cached else str(path))
+    return result
+
+
+def make_sampler(config: TrainConfig, sets: Sequence[DataSet], mixture: Mixture, rank: int, world_size: int) -> Sampler:
     """Frames alike within each set and sets by their weights, or every instruction alike (times its set's weight)."""
-    size, data = config.stage.batch_size, config.data
-    weights = [entry.weight for entry in data.sets.values()]
-    if data.balance is Balance.frames:
+    size = config.stage.batch_size
+    weights = [entry.weight for entry in sets]
+    if config.data.balance is Balance.frames:
         given = [length if weight is None else weight for weight, length in zip(weights, mixture.lengths, strict=True)]
         if any(weight is not None for weight in weights) and any(weight is None for weight in weights):
-            raise ValueError(f"data.sets: give every set a weight or none, got {weights}")
+            raise ValueError(f"data: give every set a weight or none, got {weights}")
         return MixtureSampler(mixture.lengths, given, size, config.seed, rank, world_size)
     parts = [_instructions(member) for member in mixture.members]
     count: dict[str, int] = {}
@@ -158,11 +170,13 @@ def _model_settings(config: TrainConfig) -> dict[str, Any]:
     return dict(given[0])
 
 
-def _split(config: TrainConfig, caches: Mapping[str, FrameCache]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(
+    config: TrainConfig, sets: Mapping[str, DataSet], caches: Mapping[str, FrameCache]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Episode positions for training and validation, by data set."""
     training, held = {}, {}
     for name, cache in caches.items():
-        chosen = select_episodes(cache, config.data.sets[name])
+        chosen = select_episodes(cache, sets[name])
         first, second = split_episodes(cache, config.data.holdout, config.seed)
         training[name], held[name] = np.intersect1d(first, chosen), np.intersect1d(second, chosen)
         if not len(training[name]):

@@ -162,7 +162,6 @@ def test_validation_on_held_episodes(small_cache, tmp_path, arguments):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["~policy"], "give either policy"),
         (["stage.name=pretrain"], "has the stages bc"),
         (["data.sets.libero_demos.path=/nowhere"], "nowhere"),
         (["data.sets.libero_demos.suites=[none]"], "no episode is left"),
@@ -176,6 +175,12 @@ def test_wrong_settings_say_what_to_do(small_cache, tmp_path, arguments, more, m
         train(arguments(small_cache.folder, tmp_path / "run", *more))
 
 
+def test_one_model_must_be_named(small_cache, tmp_path, arguments):
+    given = arguments(small_cache.folder, tmp_path / "run")
+    with pytest.raises(ValueError, match="give either policy"):
+        train([argument for argument in given if not argument.startswith("policy")])
+
+
 def test_a_run_refuses_other_settings(small_cache, tmp_path, arguments):
     train(arguments(small_cache.folder, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"was trained with stage.lr=0.001, got 0.1"):
@@ -187,3 +192,12 @@ def test_report_shows_the_loss(small_cache, tmp_path, arguments):
     page = (tmp_path / "run/report.html").read_text()
     assert "<figcaption>loss</figcaption>" in page
     assert "polyline" in page
+
+
+def test_two_data_sets_are_mixed(small_cache, tmp_path, arguments):
+    shutil.copytree(small_cache.folder, tmp_path / "more")
+    train(arguments(small_cache.folder, tmp_path / "run", f"data.extra=[{tmp_path / 'more'}]"))
+    data = load_checkpoint(tmp_path / "run").config["info"]["data"]
+    assert {name: entry["frames"] for name, entry in data.items()} == {"libero_demos": 72, "more": 72}
+    with pytest.raises(ValueError, match="already named"):
+        train(arguments(small_cache.folder, tmp_path / "again", f"data.extra=[{tmp_path}/more,{tmp_path}/run/more]"))
