@@ -7,6 +7,7 @@ stock environment with that seed, whatever ran before.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -234,6 +235,7 @@ class BaseEnv(gymnasium.Env):
                             f"placed none in {RESET_ATTEMPTS} attempts: use another seed"
                         ) from error
         self._stepper = Stepper(self._inner)
+        _return_free_memory()
 
     def _start_episode(
         self, seed: int, init_state: int | None, snapshot: Mapping[str, np.ndarray] | None, settle: int | None
@@ -317,6 +319,12 @@ class BaseEnv(gymnasium.Env):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+def _return_free_memory() -> None:
+    """Gives the old model's memory back to the system (glibc keeps it in fragments otherwise): a worker stays flat."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library, which needs no help
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _state(sample: Any) -> np.ndarray:
