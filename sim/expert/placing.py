@@ -7,7 +7,7 @@ rest height, or higher where the hand does not fit (into containers).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,7 +23,8 @@ GRID = 11  # positions tried along each side of a region
 MARGINS = (0.012, 0.005, 0.0)  # m the predicate should have to spare, in the order tried
 ABOVE = 0.004  # m above the rest height at which an object is let go
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.075, 0.09)
-DROP_COST = 12.0  # per metre
+IMBALANCE_COST = 20.0  # per metre; a quarter in containers, whose walls hold what leans
+DROP_COST, HEIGHT_COST = 12.0, 25.0  # per metre: let go above the rest height; rest above the lowest spot
 MOST_TILT = -0.5  # of the hand's z axis along world z: it has to point down
 INSERT_WAY = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25)  # m back along a level way in
 INSERT_ABOVE, INSERT_MARGIN = 0.008, 0.003
@@ -112,11 +113,15 @@ def find_spots(scene: Scene, body: int, region: Region, avoid: frozenset[int], c
             cost = (
                 np.linalg.norm(xy - region.center[:2], axis=1) / scale
                 + 0.25 * abs(turn)
-                + 20.0 * np.maximum(imbalance, 0)
+                + (IMBALANCE_COST / 4 if region.container else IMBALANCE_COST) * np.maximum(imbalance, 0)
             )
             spots += [Spot(turned_rotation, points[i], float(turn), float(cost[i])) for i in np.flatnonzero(good)]
         if spots:
-            return sorted(spots, key=lambda spot: spot.cost)
+            floor = min(spot.position[2] for spot in spots)
+            return sorted(
+                (replace(s, cost=s.cost + HEIGHT_COST * float(s.position[2] - floor)) for s in spots),
+                key=lambda spot: spot.cost,
+            )
     return []
 
 
