@@ -26,6 +26,8 @@ NAMES = (
     "serve",
     "node",
     "robot-sim",
+    "record",
+    "replay",
     "bench",
     "results",
 )  # fmt: skip

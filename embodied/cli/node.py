@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import traceback
+from pathlib import Path
 
 from embodied.registry import Registry
 
@@ -26,7 +27,7 @@ from embodied.registry import Registry
 def register(registry: Registry) -> None:
     from embodied.deploy.config import NodeConfig
 
-    registry.target("embodied.deploy.transports.openpi_client.RemotePolicy")
+    registry.target("embodied.deploy.transports.openpi_client.RemotePolicy", "embodied.deploy.bench.DeployBench")
     registry.schema(None, "node_schema", NodeConfig)
 
 
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
     if config.record is not None:
         from embodied.deploy.record import Recorder
 
-        recorder = Recorder(node, config.record, config.schedule, config.policy)
+        recorder = Recorder(node, Path(config.record), config.schedule)
     node.start()
     print(f"{node.name} on domain {bus.domain_id}: {node.inference.spec.name}, {contract.rate_hz} Hz", flush=True)
     if config.autostart:

@@ -10,6 +10,7 @@ import bisect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -71,11 +72,14 @@ class Ring:
 
 @dataclass
 class Aligned:
-    """What a tick has: features by key (empty when `missing` names a stream), and the stamps that made them."""
+    """What a tick has, all of one moment: features by key (empty when `missing` names a stream) and their stamps."""
 
     features: dict[str, Feature] = field(default_factory=dict)
     stamps: list[int | None] = field(default_factory=list)
+    received: list[int | None] = field(default_factory=list)  # last arrival of each stream, monotonic ns
     missing: list[str] = field(default_factory=list)
+    measured: np.ndarray | None = None  # the newest state, for the safety filter
+    puts: int = 0  # samples kept before this one was made: a recording cuts here
 
 
 class Aligner:
@@ -88,10 +92,13 @@ class Aligner:
         self._rings = [Ring() for _ in contract.streams]
         self._ahead_ns = contract.watchdog.max_skew_s * SECOND
         self._lock = threading.Lock()
-        self.on_put: Callable[[int, Sample], None] | None = None  # the recorder's place
+        self._puts = 0
+        self.on_put: Callable[[int, Sample, Any], None] | None = None  # the recorder's place; called under the lock
 
-    def put(self, index: int, value: Feature, stamp_ns: int, received_ns: int, now_ns: int) -> bool:
-        """Takes a decoded message of stream `index`; False when it was not kept."""
+    def put(
+        self, index: int, value: Feature, stamp_ns: int, received_ns: int, now_ns: int, message: Any = None
+    ) -> bool:
+        """Takes a decoded message of stream `index`; False when it was not kept. `message`: for a recording."""
         with self._lock:
             counts = self.counts[index]
             counts.received += 1
@@ -104,8 +111,9 @@ class Aligner:
             if not self._rings[index].put(sample):
                 counts.late += 1
                 return False
+            self._puts += 1
             if self.on_put is not None:
-                self.on_put(index, sample)
+                self.on_put(index, sample, message)
             return True
 
     def refuse(self, index: int, reason: str) -> None:
@@ -117,26 +125,18 @@ class Aligner:
 
     def sample(self, now_ns: int) -> Aligned:
         """The observation at `now_ns`. Streams of one feature are joined in the contract's order."""
+        streams = self.contract.streams
         with self._lock:
-            samples = [
-                self._choose(stream, ring, now_ns)
-                for stream, ring in zip(self.contract.streams, self._rings, strict=True)
-            ]
-        result = Aligned(stamps=[None if s is None else s.stamp_ns for s in samples])
-        result.missing = [stream.place for stream, s in zip(self.contract.streams, samples, strict=True) if s is None]
+            pairs = list(zip(streams, self._rings, strict=True))
+            samples = [self._choose(stream, ring, now_ns) for stream, ring in pairs]
+            state = [(s, ring.at(now_ns)) for s, ring in pairs if s.feature == self.contract.limits.state]
+            result = Aligned(received=list(self.last_received), puts=self._puts)
+        result.stamps = [None if s is None else s.stamp_ns for s in samples]
+        result.missing = [stream.place for stream, s in zip(streams, samples, strict=True) if s is None]
         if not result.missing:
-            result.features = _join(self.contract.streams, [s.value for s in samples if s is not None])
+            result.features = _join(streams, [s.value for s in samples if s is not None])
+        result.measured = _measured(state)
         return result
-
-    def newest(self, feature: str, now_ns: int) -> Feature | None:
-        """A feature as it was measured last, whatever its alignment; None before its first message."""
-        streams = [i for i, stream in enumerate(self.contract.streams) if stream.feature == feature]
-        with self._lock:
-            samples = [self._rings[i].at(now_ns) for i in streams]
-        values = [s.value for s in samples if s is not None]
-        if not values or len(values) < len(streams):
-            return None
-        return _join([self.contract.streams[i] for i in streams], values)[feature]
 
     def clear(self) -> None:
         """Forgets all samples; the counts stay."""
@@ -152,6 +152,16 @@ class Aligner:
         age = now_ns - sample.stamp_ns
         inside = age <= span * SECOND if stream.align is Align.asof else age < span * SECOND
         return sample if inside else None
+
+
+def _measured(parts: list[tuple[Stream, Sample | None]]) -> np.ndarray | None:
+    """The joined values of all parts of the state, None while one is missing."""
+    known = [(stream, sample.value) for stream, sample in parts if sample is not None]
+    if not known or len(known) < len(parts):
+        return None
+    joined = _join([stream for stream, _ in known], [value for _, value in known])
+    (value,) = joined.values()
+    return value if isinstance(value, np.ndarray) else None
 
 
 def _join(streams: list[Stream], values: list[Feature]) -> dict[str, Feature]:

@@ -46,7 +46,12 @@ class Tick:
     step: int
     mono_ns: int
     now_ns: int
+    due_ns: int | None = None
+    overrun_ns: int | None = None  # when the tick before began, if it took more than a period
     state: LoopState = LoopState.waiting
+    commands: list[tuple[str, str]] = field(default_factory=list)
+    aligned: Aligned = field(default_factory=Aligned)
+    result: Result | None = None
     answered: int | None = None
     asked: int | None = None
     action: np.ndarray | None = None
@@ -87,6 +92,7 @@ class ControlLoop:
         self._commands: deque[tuple[str, str]] = deque()
         self._step = self._number = self._episode_start = 0
         self._new_episode = True  # the policy is reset before it is asked, until a chunk came
+        self._overrun_ns: int | None = None
         self._asked_ns: int | None = None
         self._sent_ns: int | None = None
 
@@ -95,6 +101,10 @@ class ControlLoop:
 
     def stop(self, reason: str = "emergency stop") -> None:
         self._commands.append(("estop", reason))
+
+    def command(self, kind: str, reason: str) -> None:
+        """What a recording says was asked for: hold, estop or reset."""
+        self._commands.append((kind, reason))
 
     def reset(self) -> list[str]:
         """Asks to leave held or stopped. What is still wrong and so refuses it; empty when it will happen."""
@@ -108,18 +118,23 @@ class ControlLoop:
     def pause(self) -> None:
         """Ends a run that is not ticking any more with the hold action. What is latched stays so."""
         if self.state is LoopState.running:
-            self._send_hold(Tick(self._step, self.clock.monotonic_ns(), self.clock.now_ns()))
+            tick = Tick(self._step, self.clock.monotonic_ns(), self.clock.now_ns())
+            tick.aligned = self.aligner.sample(tick.now_ns)
+            self._send_hold(tick)
             self.state = LoopState.waiting
             self.scheduler.reset()
 
     def tick(self, due_ns: int | None = None) -> Tick:
         """One step. `due_ns`: when it should have begun, on the monotonic clock."""
-        tick = Tick(self._step, self.clock.monotonic_ns(), self.clock.now_ns())
+        tick = Tick(self._step, self.clock.monotonic_ns(), self.clock.now_ns(), due_ns, self._overrun_ns)
+        self._overrun_ns = None
+        tick.aligned = aligned = self.aligner.sample(tick.now_ns)
         self._take_commands(tick)
         self._collect(tick)
+        if tick.overrun_ns is not None:
+            self.watchdog.miss("overrun", tick.overrun_ns)
         if due_ns is not None and self.state is LoopState.running and tick.mono_ns - due_ns > self._period_ns:
             self.watchdog.miss("late", tick.mono_ns)
-        aligned = self.aligner.sample(tick.now_ns)
         self._watch(tick, aligned)
         if self.state in (LoopState.waiting, LoopState.running):
             self._ask(tick, aligned)
@@ -139,7 +154,7 @@ class ControlLoop:
             if behind > self._period_ns:
                 self.counts["skipped"] += int(behind // self._period_ns)
                 if self.state is LoopState.running:
-                    self.watchdog.miss("overrun", due)
+                    self._overrun_ns = due
                 due += int(behind // self._period_ns) * self._period_ns
             due += self._period_ns
             self.clock.wait_until(due, stop)
@@ -168,6 +183,7 @@ class ControlLoop:
     def _take_commands(self, tick: Tick) -> None:
         while self._commands:
             kind, reason = self._commands.popleft()
+            tick.commands.append((kind, reason))
             if kind == "reset":
                 self._restart()
             else:
@@ -188,7 +204,7 @@ class ControlLoop:
         if result is None:
             return
         self._asked_ns = None
-        tick.answered = result.request.number
+        tick.result, tick.answered = result, result.request.number
         if result.request.number < self._episode_start:
             return  # asked before the last reset
         self.watchdog.answer(result.error, result.value)
@@ -204,11 +220,11 @@ class ControlLoop:
 
     def _present_troubles(self) -> list[Trouble]:
         now_ns, mono_ns = self.clock.now_ns(), self.clock.monotonic_ns()
-        found = self.watchdog.check_streams(self.aligner, self.aligner.sample(now_ns), now_ns, mono_ns)
+        found = self.watchdog.check_streams(self.aligner.sample(now_ns), now_ns, mono_ns)
         return found + [t for t in self.watchdog.check_policy(self._asked_ns, mono_ns) if t.kind == "policy_dead"]
 
     def _watch(self, tick: Tick, aligned: Aligned) -> None:
-        streams = self.watchdog.check_streams(self.aligner, aligned, tick.now_ns, tick.mono_ns)
+        streams = self.watchdog.check_streams(aligned, tick.now_ns, tick.mono_ns)
         policy = self.watchdog.check_policy(self._asked_ns, tick.mono_ns)
         tick.troubles += streams + policy
         self.waiting_for = [trouble.detail for trouble in streams] + aligned.missing
@@ -268,7 +284,7 @@ class ControlLoop:
     def _send_safe(self, tick: Tick, action: np.ndarray) -> None:
         elapsed = self.contract.period_s if self._sent_ns is None else (tick.mono_ns - self._sent_ns) / SECOND
         try:
-            filtered = self.safety.apply(action, self._measured(tick), elapsed)
+            filtered = self.safety.apply(action, tick.aligned.measured, elapsed)
         except UnsafeActionError as error:
             tick.troubles.append(Trouble("unsafe", str(error)))
             self._latch(tick, [Trouble("unsafe", str(error))])
@@ -279,7 +295,7 @@ class ControlLoop:
         self._send(tick, filtered.action)
 
     def _send_hold(self, tick: Tick) -> None:
-        held = self.safety.hold(self._measured(tick))
+        held = self.safety.hold(tick.aligned.measured)
         if held is not None:
             self._send(tick, held)
 
@@ -288,10 +304,6 @@ class ControlLoop:
         self._sent_ns = tick.mono_ns
         self.counts["sent"] += 1
         self.send(action, tick.now_ns)
-
-    def _measured(self, tick: Tick) -> np.ndarray | None:
-        state = self.aligner.newest(self.contract.limits.state, tick.now_ns)
-        return state if isinstance(state, np.ndarray) else None
 
 
 def _summary(values: list[float]) -> dict[str, float]:

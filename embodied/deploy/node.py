@@ -32,7 +32,6 @@ from embodied.deploy.rtc import PrefixPolicy
 from embodied.deploy.schedule import ScheduleMode, ScheduleSettings
 
 END_TIMEOUT_S = 5.0
-Tap = Callable[[int, Any, int, int], None]  # stream, message, monotonic ns, now ns
 Published = Callable[[Any, int], None]  # the action's message, its stamp in ns
 
 
@@ -57,7 +56,6 @@ class Node:
         self.loop = ControlLoop(contract, schedule, inference, self.clock, self._send, self.aligner, warmup_timeout_s)
         self.lifecycle = Lifecycle(self._work)
         self.unchecked: list[str] = []
-        self.on_message: list[Tap] = []
         self.on_action: list[Published] = []
         self._publish: Publish | None = None
         self._stop_loop = threading.Event()
@@ -107,9 +105,7 @@ class Node:
         except ValueError as error:
             self.aligner.refuse(index, str(error))
             return
-        if self.aligner.put(index, value, stamp_ns, mono_ns, now_ns):
-            for tap in self.on_message:
-                tap(index, message, mono_ns, now_ns)
+        self.aligner.put(index, value, stamp_ns, mono_ns, now_ns, message)
 
     def _change(self, transition: Transition) -> None:
         if not self.lifecycle.change(transition):

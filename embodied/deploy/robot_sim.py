@@ -43,6 +43,8 @@ class RobotSettings:
     max_steps: int = 0  # 0: the task's own
     image_every: int = 4
     lockstep: bool = False
+    reset_service: str = "/embodied/reset"  # called at the start of every episode; empty: nobody is told
+    reset_timeout_s: float = 60.0
 
 
 class SimulatedRobot:
@@ -83,7 +85,9 @@ class SimulatedRobot:
         options = {} if first is None else {"init_state": first + episode}
         _, info = self.env.reset(seed=self.settings.seed + episode, options=options)
         self._next.clear()
-        self._drain()
+        self._reset_node(stop)
+        while not self._commands.empty():
+            self._commands.get_nowait()
         self._gripper = 0.0
         success, step, limit = bool(info.get("success", False)), 0, self.settings.max_steps or self.env.task.max_steps
         due = self.clock.monotonic_ns()
@@ -108,7 +112,7 @@ class SimulatedRobot:
                 self._publish_streams(True)
                 return None
         self.clock.wait_until(due, stop)
-        command = self._drain()
+        command = self._next_command()
         if command is not None:
             return command
         self.counts["missed"] += 1
@@ -117,13 +121,32 @@ class SimulatedRobot:
             held[[name in self.contract.action.gripper for name in self.contract.action.names]] = self._gripper
         return held
 
-    def _drain(self) -> np.ndarray | None:
+    def _next_command(self) -> np.ndarray | None:
+        """The newest command; of motions (delta actions), which add up, the oldest that was not executed yet."""
         newest = None
-        while True:
+        while not self._commands.empty():
+            newest = self._commands.get_nowait()
+            if self.contract.action.mode is ActionMode.delta:
+                break
+        return newest
+
+    def _reset_node(self, stop: threading.Event) -> None:
+        """Shows the new scene until the node has begun a new episode. ValueError when it does not in time."""
+        if not self.settings.reset_service:
+            return
+        end = self.clock.monotonic_ns() + round(self.settings.reset_timeout_s * 1e9)
+        refused = "no answer"
+        while not stop.is_set():
+            self._publish_streams(True)
             try:
-                newest = self._commands.get_nowait()
-            except queue.Empty:
-                return newest
+                answer = self.bus.call(self.settings.reset_service, "std_srvs/srv/Trigger", Ns(), timeout_s=0.5)
+            except TimeoutError:
+                answer = Ns(success=False, message="no answer")
+            if answer.success:
+                return
+            refused = answer.message
+            if self.clock.monotonic_ns() > end:
+                raise ValueError(f"{self.settings.reset_service} should start an episode, it says: {refused}")
 
     def _command(self, message: Any) -> None:
         """A command from the bus, clipped to the simulator's range; a bad one is refused and counted."""

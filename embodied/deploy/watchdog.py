@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from embodied.deploy.align import Aligned, Aligner
+from embodied.deploy.align import Aligned
 from embodied.deploy.contract import Contract
 
 SECOND = 1e9
@@ -38,10 +38,10 @@ class Watchdog:
         self._value: float | None = None
         self._answered = False
 
-    def check_streams(self, aligner: Aligner, aligned: Aligned, now_ns: int, mono_ns: int) -> list[Trouble]:
+    def check_streams(self, aligned: Aligned, now_ns: int, mono_ns: int) -> list[Trouble]:
         """Streams that are too old by their stamps or by their arrival, and observations with too much skew."""
         found = []
-        for stream, stamp, received in zip(self.contract.streams, aligned.stamps, aligner.last_received, strict=True):
+        for stream, stamp, received in zip(self.contract.streams, aligned.stamps, aligned.received, strict=True):
             if not stream.watch:
                 continue
             limit = stream.max_age_s * SECOND

@@ -122,7 +122,7 @@ def firsts(ticks: list[Tick]) -> list[float | None]:
     return [None if tick.action is None else float(tick.action[0]) for tick in ticks]
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Waits for something that other threads or processes bring about."""
     import time
 

@@ -60,10 +60,12 @@ def test_missing_streams_are_named_and_parts_are_joined() -> None:
     put(aligner, 1.0, 5.0, index=2)
     put(aligner, 1.0, 3.0, index=0)
     assert aligner.sample(2 * SECOND).missing == ["/s1"]
-    assert aligner.newest("observation.state", 2 * SECOND) is None
+    assert aligner.sample(2 * SECOND).measured is None
     put(aligner, 1.5, 4.0, index=1)
     got = aligner.sample(2 * SECOND)
     assert np.asarray(got.features["observation.state"]).tolist() == [3, 4, 5]
+    assert got.measured is not None
+    assert got.measured.tolist() == [3, 4, 5]
     assert got.stamps == [SECOND, 3 * SECOND // 2, SECOND]
 
 
