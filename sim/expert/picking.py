@@ -24,6 +24,8 @@ CARRIED_SLABS = 6
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
 TRIED = 14  # grasps for which a place is looked for
 GOOD = 0.6  # score of a grasp that points down above which leaning ones are not looked at
+FAR_APART = 0.03  # m around a spot out of reach in which no other is tried
+MANY = 240  # spots looked at for the final release
 FEW = 60  # spots looked at for each of them
 PLACE_WEIGHT = 0.3  # of a place's cost against a grasp's score
 RETRIES = 5
@@ -45,6 +47,7 @@ class PickAndPlace:
         self.bodies = self.scene.subtree(self.body)
         self.failed: list[np.ndarray] = []
         self.covered = False
+        self.out_of_reach: list[np.ndarray] = []
 
     def run(self) -> Iterator[np.ndarray]:
         """Tries grasp after grasp until the predicate holds with the hand away; returns whether it does."""
@@ -113,21 +116,30 @@ class PickAndPlace:
                 break
             if not reach.reachable(grasp.rotation, grasp.position):
                 continue
-            place = self.release(spots[:FEW], grasp.rotation, grasp.position)
-            if place is not None and reach.reachable(place.rotation, place.position):
+            place = self.release(spots, grasp.rotation, grasp.position, FEW)
+            if place is not None:
                 value = grasp.score - PLACE_WEIGHT * place.cost
                 best = (value, grasp) if best is None or value > best[0] else best
         return best
 
-    def release(self, spots: list[Spot], rotation: np.ndarray, position: np.ndarray) -> Place | None:
-        """The best release over the spots for an object held by a hand at rotation, position."""
+    def release(self, spots: list[Spot], rotation: np.ndarray, position: np.ndarray, few: int = MANY) -> Place | None:
+        """The best release within reach over the spots for an object held by a hand at rotation, position."""
         region = self.goals.region(self.predicate)
         near, gripper = self.obstacles(region.center), self.scene.gripper
         in_hand = self.in_hand(rotation, position)
-        if self.covered:
-            carried = slab_boxes((self.scene.cloud(self.bodies).points - position) @ rotation, CARRIED_SLABS)
-            return find_insert(spots, in_hand, carried, gripper, near)
-        return find_place(spots, in_hand, gripper, near, DROPS if region.container else DROPS[:3])
+        carried = slab_boxes((self.scene.cloud(self.bodies).points - position) @ rotation, CARRIED_SLABS)
+        drops = DROPS if region.container else DROPS[:3]
+        reach = Reach(self.scene)
+        for _ in range(TRIED):
+            left = [s for s in spots if all(np.linalg.norm(s.position - far) > FAR_APART for far in self.out_of_reach)]
+            if self.covered:
+                place = find_insert(left[:few], in_hand, carried, gripper, near)
+            else:
+                place = find_place(left[:few], in_hand, gripper, near, drops)
+            if place is None or reach.reachable(place.rotation, place.position):
+                return place
+            self.out_of_reach.append(place.spot.position)
+        return None
 
     def spots(self) -> list[Spot]:
         """Where the object may rest: reached from above, else, when there is no such spot, from the side."""

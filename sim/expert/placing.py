@@ -147,12 +147,11 @@ def find_place(
     gripper: GripperShape,
     obstacles: Obstacles,
     drops: tuple[float, ...],
-    limit: int = 240,
 ) -> Place | None:
     """The cheapest release with a free hand. in_hand: the object's rotation and position in the hand's frame."""
     best: Place | None = None
     rise = np.array(drops)
-    for rotation, group in _by_rotation(spots[:limit]):
+    for rotation, group in _by_rotation(spots):
         hand = rotation @ in_hand[0].T
         if hand[2, 2] > MOST_TILT:
             continue
