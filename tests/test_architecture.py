@@ -41,7 +41,7 @@ def test_dependencies_point_one_way(package: str) -> None:
 
 
 def is_adapter(path: Path) -> bool:
-    """Modules that *are* adapters may import their library at module level; none of the others may import them there."""
+    """Adapters may import their library at module level; no other module may."""
     return path.name.endswith("_env.py") or path.name.startswith("lerobot_") or "transports" in path.parts
 
 
