@@ -61,9 +61,8 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
     module, optimizer = accelerator.prepare(_Step(model), make_optimizer(model, stage))
     ema = Ema(model, stage.ema)
     progress = _resume(job, optimizer, ema)
-    first, last = progress.step, stage.steps
-    if config.stop_after is not None:
-        last = min(last, first + config.stop_after)
+    first = progress.step
+    last = stage.steps if config.stop_after is None else min(stage.steps, first + config.stop_after)
     log = MetricsLog(job.run, config.log, first, accelerator.is_main_process)
     guard, clock, means = Guard(config.max_bad_batches), Clock(), Means()
     bar = _bar(job, first, log.main)
@@ -90,8 +89,7 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
         bar.update()
         if progress.step % config.log.every == 0 or progress.step == last:
             line = {**means.report(), **clock.report(), "lr": learning_rate(step, stage), "skipped": progress.skipped}
-            progress.seconds += line["seconds"]
-            progress.cpu_seconds += line["cpu_seconds"]
+            progress.add_time(line)
             log.write(progress.step, line)
             bar.set_postfix(loss=line.get("loss", math.nan), samples_s=line["samples_per_second"], refresh=False)
         if _due(progress.step, config.evaluate_every, last) and job.hooks:

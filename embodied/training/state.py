@@ -6,6 +6,7 @@ Random numbers need no state: each step seeds torch with a pure function of (see
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ class Progress:
     cpu_seconds: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     ema_updates: int = 0
+
+    def add_time(self, metrics: Mapping[str, float]) -> None:
+        self.seconds += metrics["seconds"]
+        self.cpu_seconds += metrics["cpu_seconds"]
 
 
 def pack(progress: Progress, model: torch.nn.Module, optimizer: Any, averaged: bool) -> dict[str, Any]:
