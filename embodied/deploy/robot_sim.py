@@ -11,6 +11,7 @@ command, as fast as both sides can). Images are rendered every `image_every` ste
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -30,6 +31,7 @@ from embodied.protocols import SimEnv
 from embodied.schema import ACTION_NAMES, STATE, STATE_NAMES
 
 NAME = "/robot_sim"
+BACKLOG = 4  # commands that wait for a simulator that is slower than real time; older ones are dropped
 LOCKSTEP_RETRY_S = 0.5  # without a command the state is published again: a lost message must not stop both sides
 
 
@@ -58,7 +60,7 @@ class SimulatedRobot:
         self.clock = clock or SystemClock()
         self.counts: Counter[str] = Counter()
         self.successes: list[bool] = []
-        self._commands: queue.Queue[np.ndarray] = queue.Queue(maxsize=64)
+        self._commands: queue.Queue[np.ndarray] = queue.Queue(maxsize=BACKLOG)
         self._next = threading.Event()
         self._gripper = 0.0
         self._publishers: list[tuple[Stream, Publish]] = []
@@ -159,7 +161,8 @@ class SimulatedRobot:
         self._gripper = float(action[-1])
         if self._commands.full():
             self.counts["overrun"] += 1
-            return
+            with contextlib.suppress(queue.Empty):
+                self._commands.get_nowait()
         self._commands.put_nowait(action)
 
     def _publish_streams(self, images: bool) -> None:

@@ -1,0 +1,126 @@
+"""The simulated robot with a small world: a policy drives it to success, in lockstep and in real time."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace as Ns
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from embodied.config import compose_config
+from embodied.deploy.contract import Contract, QosProfile, contract_from
+from embodied.deploy.inference import ThreadInference
+from embodied.deploy.messages import array_message
+from embodied.deploy.node import Node
+from embodied.deploy.robot_sim import RobotSettings, SimulatedRobot
+from embodied.deploy.schedule import ScheduleMode, ScheduleSettings
+from embodied.deploy.transports.inproc import Hub, InprocBus
+from embodied.protocols import PolicySpec, StepsResult, Task
+from embodied.schema import IMAGE_KEYS, STATE
+
+
+def libero_sim() -> Contract:
+    """The shipped contract, at a rate that makes the test quick, and patient with a busy machine."""
+    values = OmegaConf.to_container(compose_config("node", ["policy=random"]).deploy)
+    contract = contract_from({**values, "rate_hz": 50.0})  # type: ignore[dict-item]
+    for stream in contract.streams:
+        stream.max_age_s = 30.0
+    contract.watchdog.max_deadline_misses, contract.watchdog.policy_timeout_s = 10_000, 60.0
+    contract.watchdog.max_skew_s = 30.0
+    return contract
+
+
+class Line:
+    """A point on a line: an action of 1 moves it by 5 cm, 30 cm are success."""
+
+    control_hz = 50
+
+    def __init__(self) -> None:
+        self.task = Task("line", 0, "line", "go right", 200)
+        self.x, self.resets, self.images = 0.0, [], 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        self.x = 0.0
+        self.resets.append((seed, (options or {}).get("init_state")))
+        return self.observe(False), {"success": False}
+
+    def run_steps(self, actions: np.ndarray) -> StepsResult:
+        self.x += 0.05 * float(actions[0, 0])
+        return StepsResult(1, self.x > 0.3)
+
+    def observe(self, images: bool = True) -> dict[str, Any]:
+        state = np.array([self.x, *[0.0] * 7], np.float32)
+        seen: dict[str, Any] = {STATE: state, "task": self.task.language}
+        if images:
+            self.images += 1
+            seen |= {key: np.full((128, 128, 3), 7, np.uint8) for key in IMAGE_KEYS}
+        return seen
+
+    def step(self, action: np.ndarray) -> Any:
+        raise NotImplementedError
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return {"x": np.array(self.x)}
+
+    def close(self) -> None:
+        pass
+
+
+class GoRight:
+    """Goes right as fast as it may while the instruction says so and the images are there."""
+
+    def __init__(self) -> None:
+        self.spec = PolicySpec("right", "0", 4, 2, image_keys=IMAGE_KEYS, extra={"control_hz": 50.0})
+
+    def reset(self, slots: Any, episodes: Any) -> None:
+        pass
+
+    def act(self, observation: dict[str, Any], slots: Any) -> np.ndarray:
+        good = observation["task"] == ["go right"] and (observation[IMAGE_KEYS[0]] == 7).all()
+        actions = np.zeros((1, 4, 7), np.float32)
+        actions[..., 0] = 2.0 if good else 0.0
+        return actions
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_two_episodes_to_success(lockstep: bool) -> None:
+    hub, env = Hub(), Line()
+    contract = libero_sim()
+    node = Node(contract, ScheduleSettings(mode=ScheduleMode["async"]), ThreadInference(GoRight()), InprocBus(hub))
+    node.start()
+    node.configure()
+    node.activate()
+    settings = RobotSettings(episodes=2, lockstep=lockstep, image_every=5, seed=3, first_init_state=10)
+    robot = SimulatedRobot(env, contract, InprocBus(hub), settings)
+    robot.start()
+    assert robot.run(threading.Event()) == [True, True]
+    assert env.resets == [(3, 10), (4, 11)]
+    assert robot.counts["refused"] == 0
+    assert node.loop.safety.counts["absolute"] > 0, "2 was asked for, 1 is the limit"
+    node.shutdown()
+
+
+def test_bad_commands_are_refused() -> None:
+    hub = Hub()
+    contract = libero_sim()
+    robot = SimulatedRobot(Line(), contract, InprocBus(hub), RobotSettings(reset_service=""))
+    robot.start()
+    publish = InprocBus(hub).advertise("/action", "std_msgs/msg/Float64MultiArray", QosProfile.reliable)
+    publish(array_message(np.zeros(3)))
+    publish(array_message(np.full(7, np.nan)))
+    publish(Ns(data="x"))
+    publish(array_message(np.full(7, 9.0)))
+    assert robot.counts["refused"] == 3
+    command = robot._next_command()
+    assert command is not None
+    assert command.tolist() == [1.0] * 7, "clipped to what the simulator takes"
+
+
+def test_a_contract_it_cannot_serve_is_refused() -> None:
+    contract = libero_sim()
+    contract.action.names = ["a"]
+    with pytest.raises(ValueError, match="obeys actions dx"):
+        SimulatedRobot(Line(), contract, InprocBus(), RobotSettings())
