@@ -233,8 +233,9 @@ def soak(seconds: float, rate_hz: float) -> list[Figure]:
         time.sleep(1 / rate_hz)
     grown = resident_mb() - memory
     missed = sum(node.loop.watchdog.counts.values())
+    state = node.loop.state.value
     node.shutdown()
-    note = f"{len(late)} ticks at {rate_hz:.0f} Hz in {seconds:.0f} s, state {node.loop.state.value}"
+    note = f"{len(late)} ticks at {rate_hz:.0f} Hz in {seconds:.0f} s, {state} in the end"
     return [
         Figure("soak.late_p50_ms", float(np.percentile(late, 50)), "ms", None, note),
         Figure("soak.late_p99_ms", float(np.percentile(late, 99)), "ms", None, note),
