@@ -73,7 +73,7 @@ def _bus_round_trips(bus: Any, image: np.ndarray, count: int) -> list[float]:
     bus.subscribe("/action", ACTION_TYPE, QosProfile.reliable, lambda _: answered.set())
     send_image = bus.advertise("/image", IMAGE_TYPE, QosProfile.reliable)
     send_state = bus.advertise("/joints", STATE_TYPE, QosProfile.reliable)
-    times = []
+    times: list[float] = []
     deadline = time.monotonic() + 60
     while len(times) < count + WARMUP:
         answered.clear()
