@@ -5,12 +5,10 @@ A predicate is a list such as ["on", "akita_black_bowl_1", "plate_1"] or ["open"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from sim.expert.scene import Scene
@@ -23,13 +21,15 @@ ON_RADIUS = 0.03  # m: LIBERO's `on` for two objects asks for body centres withi
 @dataclass(frozen=True)
 class Region:
     """Where an object's body origin has to be. accepts: points (K, 3) -> (K,) bool; center (3,); half (2,) of the
-    rectangle to search; target: bodies it rests on or in; container: it may be dropped in from above."""
+    rectangle to search; target: bodies it rests on or in; container: it may be dropped in from above;
+    yaw: of the region's sides (rad)."""
 
     center: np.ndarray
     half: np.ndarray
     accepts: Callable[[np.ndarray], np.ndarray]
     target: frozenset[int]
     container: bool
+    yaw: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class LiberoGoals:
             accepts=lambda points: np.array([bool(test(position, rotation, point)) for point in points]),
             target=scene.subtree(self.body(parent)) if known else frozenset(),
             container=inside,
+            yaw=level_yaw(rotation),
         )
 
     def _on_object(self, place: str) -> Region:
@@ -90,7 +91,8 @@ class LiberoGoals:
         def accepts(points: np.ndarray) -> np.ndarray:
             return (np.linalg.norm(points[:, :2] - position[:2], axis=1) < ON_RADIUS) & (points[:, 2] >= position[2])
 
-        return Region(position, np.full(2, ON_RADIUS), accepts, self.scene.subtree(self.body(place)), False)
+        yaw = level_yaw(self.scene.pose(self.body(place))[0])
+        return Region(position, np.full(2, ON_RADIUS), accepts, self.scene.subtree(self.body(place)), False, yaw)
 
     def entrance(self, predicate: Predicate) -> Predicate | None:
         """The ["open", thing] without which the place of ["in" | "on", object, place] may be out of reach."""
@@ -196,24 +198,11 @@ class RobosuiteGoals:
         return names.index(name)
 
 
+def level_yaw(rotation: np.ndarray) -> float:
+    """Yaw (rad) of the axis of a frame (3, 3) that lies most level."""
+    axis = rotation[:, int(np.argmin(np.abs(rotation[2])))]
+    return float(np.arctan2(axis[1], axis[0]))
+
+
 def goals_of(scene: Scene) -> LiberoGoals | RobosuiteGoals:
     return LiberoGoals(scene) if hasattr(scene.robosuite, "parsed_problem") else RobosuiteGoals(scene)
-
-
-@contextmanager
-def imagined(scene: Scene, body: int, rotation: np.ndarray, position: np.ndarray) -> Iterator[None]:
-    """Inside, the simulator's predicates see `body` (a free one) at another pose; the simulation is not touched."""
-    wrapper, real = scene.robosuite.sim.data, scene.data
-    scratch = mujoco.MjData(scene.model)
-    scratch.qpos[:] = real.qpos
-    address = scene.model.jnt_qposadr[scene.model.body_jntadr[body]]
-    quaternion = np.empty(4)
-    mujoco.mju_mat2Quat(quaternion, rotation.ravel())
-    scratch.qpos[address : address + 7] = [*position, *quaternion]
-    mujoco.mj_kinematics(scene.model, scratch)
-    mujoco.mj_collision(scene.model, scratch)
-    wrapper._data = scratch
-    try:
-        yield
-    finally:
-        wrapper._data = real

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sim.expert.controller import TRAVEL, Arm, Tolerance
-from sim.expert.geometry import GripperShape
+from sim.expert.geometry import GripperShape, vertical_span
 from sim.expert.scene import Scene
 
 CLEARANCE = 0.02
@@ -17,17 +17,12 @@ SHIFTS = (0.04, 0.08, 0.12, 0.16, 0.2, 0.25)  # m
 
 def corridor_height(scene: Scene, start: np.ndarray, end: np.ndarray, radius: float, without: frozenset[int]) -> float:
     """Highest point of the scene within `radius` of the segment start..end, seen from above."""
-    low = np.minimum(start[:2], end[:2]) - radius
-    high = np.maximum(start[:2], end[:2]) + radius
-    heights = scene.heights(low, high, CORRIDOR_STEP, without)
-    i, j = np.meshgrid(*(np.arange(n) for n in heights.top.shape), indexing="ij")
-    cells = heights.origin + np.stack([i, j], -1) * heights.step
-    along = end[:2] - start[:2]
-    length = max(float(along @ along), 1e-9)
-    share = np.clip((cells - start[:2]) @ along / length, 0, 1)
-    near = np.linalg.norm(cells - start[:2] - share[..., None] * along, axis=2) < radius
-    top = heights.top[near]
-    return float(top.max()) if len(top) else -np.inf
+    along = (end - start)[:2]
+    points = scene.obstacles(without).points
+    share = np.clip((points[:, :2] - start[:2]) @ along / max(float(along @ along), 1e-9), 0, 1)
+    near = np.linalg.norm(points[:, :2] - start[:2] - share[:, None] * along, axis=1) < radius
+    tops = [vertical_span(planes, *np.stack([start, end])[:, :2].T)[1] for planes in scene.supports()]
+    return float(max([-np.inf, *points[near, 2], *np.concatenate(tops or [np.zeros(0)])]))
 
 
 def hand_below(gripper: GripperShape, rotation: np.ndarray) -> float:

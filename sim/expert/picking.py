@@ -10,8 +10,9 @@ import numpy as np
 
 from sim.expert.controller import CLOSE, OPEN, Tolerance
 from sim.expert.geometry import slab_boxes
-from sim.expert.goals import Predicate, imagined
+from sim.expert.goals import Predicate
 from sim.expert.grasps import Grasp, Obstacles, Search, plan_grasps
+from sim.expert.imagination import imagined
 from sim.expert.kinematics import FAR_LEANS, LEANS, Reach, leaning
 from sim.expert.motion import corridor_height, hand_below, travel, way_out
 from sim.expert.placing import DROPS, INSERT_WAY, Place, Spot, find_insert, find_place, find_spots
@@ -232,6 +233,7 @@ class PickAndPlace:
         return plan.position + BEFORE * plan.out, Tolerance(0.02, 0.15)
 
     def plan_place(self) -> Place | None:
+        """The best release for the object as it is held now."""
         return self.release(self.spots(), *self.scene.hand())
 
     def retreat(self, plan: Place) -> Iterator[np.ndarray]:

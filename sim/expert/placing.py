@@ -19,6 +19,7 @@ from sim.expert.scene import Scene
 
 STEP = 0.004  # m, cell of the height maps
 TURNS = np.deg2rad([0, 30, -30, 60, -60, 90, -90, 135, -135, 180])
+TURN_COST = 0.25  # per rad
 GRID = 11  # positions tried along each side of a region
 MARGINS = (0.012, 0.005, 0.0)  # m the predicate should have to spare, in the order tried
 ABOVE = 0.004  # m above the rest height at which an object is let go
@@ -93,36 +94,48 @@ def rest_height(ground: HeightMap, item: HeightMap, xy: np.ndarray) -> tuple[np.
 
 def find_spots(scene: Scene, body: int, region: Region, avoid: frozenset[int], covered: bool = False) -> list[Spot]:
     """Rest poses of `body` in the region, cheapest first. avoid: bodies left out of the height map (the object's own).
-    covered: what lies above the region's middle is left out as well, so that poses under a roof are found."""
-    rotation, _ = scene.pose(body)
+    covered: what lies above the region's middle is left out as well, so that poses under a roof are found.
+    """
     reach = _radius(scene, avoid, body)
     low, high = region.center[:2] - region.half - reach, region.center[:2] + region.half + reach
     ground = scene.heights(low, high, STEP, avoid, region.center[2] if covered else np.inf)
     side = np.linspace(-1, 1, GRID)
     xy = region.center[:2] + np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2) * region.half
-    scale = max(float(region.half.max()), 0.03)
+    far = np.linalg.norm(xy - region.center[:2], axis=1) / max(float(region.half.max()), 0.03)
+    leaning = IMBALANCE_COST / 4 if region.container else IMBALANCE_COST
+    found = []
+    for turn, rotation in _orientations(scene, body, avoid, region.yaw):
+        height, imbalance = rest_height(ground, object_map(scene, avoid, body, rotation), xy)
+        cost = far + TURN_COST * abs(turn) + leaning * np.maximum(imbalance, 0)
+        found.append((turn, rotation, height, cost))
     for margin in MARGINS:
         spots = []
-        for turn in TURNS:
-            turned_rotation = turned(np.array([0, 0, 1.0]), turn) @ rotation
-            item = object_map(scene, avoid, body, turned_rotation)
-            height, imbalance = rest_height(ground, item, xy)
-            points = np.c_[xy, height]
+        for turn, rotation, height, cost in found:
             good = np.isfinite(height)
+            points = np.c_[xy, height]
             good[good] = _accepted(region.accepts, points[good], margin)
-            cost = (
-                np.linalg.norm(xy - region.center[:2], axis=1) / scale
-                + 0.25 * abs(turn)
-                + (IMBALANCE_COST / 4 if region.container else IMBALANCE_COST) * np.maximum(imbalance, 0)
-            )
-            spots += [Spot(turned_rotation, points[i], float(turn), float(cost[i])) for i in np.flatnonzero(good)]
+            spots += [Spot(rotation, points[i], float(turn), float(cost[i])) for i in np.flatnonzero(good)]
         if spots:
             floor = min(spot.position[2] for spot in spots)
-            return sorted(
-                (replace(s, cost=s.cost + HEIGHT_COST * float(s.position[2] - floor)) for s in spots),
-                key=lambda spot: spot.cost,
-            )
+            lifted = (replace(s, cost=s.cost + HEIGHT_COST * float(s.position[2] - floor)) for s in spots)
+            return sorted(lifted, key=lambda spot: spot.cost)
     return []
+
+
+def _orientations(scene: Scene, body: int, bodies: frozenset[int], yaw: float) -> list[tuple[float, np.ndarray]]:
+    """Turns (rad) about the vertical to try for an object and its orientation (3, 3) after each."""
+    rotation, _ = scene.pose(body)
+    aligned = aligning_turns(scene.cloud(bodies).points, yaw)
+    return [(float(turn), turned(np.array([0, 0, 1.0]), turn) @ rotation) for turn in (*TURNS, *aligned)]
+
+
+def aligning_turns(points: np.ndarray, yaw: float) -> np.ndarray:
+    """Turns (4,) about the vertical that bring a principal axis of the points, seen from above, parallel to `yaw`."""
+    centered = points[:, :2] - points[:, :2].mean(0)
+    _, axes = np.linalg.eigh(centered.T @ centered)
+    own = np.arctan2(axes[1, 1], axes[0, 1])
+    turns = yaw - own + np.arange(4) * np.pi / 2
+    return (turns + np.pi) % (2 * np.pi) - np.pi
 
 
 def _radius(scene: Scene, bodies: frozenset[int], body: int) -> float:
@@ -198,7 +211,7 @@ def find_insert(
 
 
 def _by_rotation(spots: list[Spot]) -> list[tuple[np.ndarray, list[Spot]]]:
-    groups: dict[float, list[Spot]] = {}
+    groups: dict[bytes, list[Spot]] = {}
     for spot in spots:
-        groups.setdefault(spot.turn, []).append(spot)
+        groups.setdefault(spot.rotation.tobytes(), []).append(spot)
     return [(group[0].rotation, group) for group in groups.values()]

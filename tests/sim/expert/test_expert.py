@@ -9,7 +9,7 @@ from embodied.protocols import Expert as ExpertProtocol
 from sim.base_env import BaseEnv
 from sim.expert.check import numbers, run_episode, table
 from sim.expert.expert import Expert, ordered
-from sim.expert.goals import imagined
+from sim.expert.imagination import imagined
 from sim.make import make_env
 
 
