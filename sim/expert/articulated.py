@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,7 +117,7 @@ class Articulated:
 
     # Grasp and go along
 
-    def pull(self, goal: JointGoal) -> Iterator[np.ndarray]:
+    def pull(self, goal: JointGoal) -> Generator[np.ndarray, None, bool]:
         """Grasps the moving part and moves rigidly with the joint. Returns whether the predicate holds."""
         grasp = self.choose_grasp(goal)
         if grasp is None:
@@ -188,7 +188,7 @@ class Articulated:
 
     # Push
 
-    def push(self, goal: JointGoal) -> Iterator[np.ndarray]:
+    def push(self, goal: JointGoal) -> Generator[np.ndarray, None, bool]:
         """Pushes the moving part with closed fingers. Returns whether the predicate holds."""
         plan = self.choose_push(goal)
         if plan is None:

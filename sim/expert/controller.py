@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,7 @@ class Arm:
 
     def move(
         self, rotation: np.ndarray, position: np.ndarray, tolerance: Tolerance = FINE, limit: int = 150
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, bool]:
         """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps."""
         best, stalled, last = np.inf, 0, np.full(3, np.inf)
         for _ in range(limit):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +35,7 @@ class Drag:
         self.body = self.goals.body(predicate[1])
         self.bodies = self.scene.subtree(self.body)
 
-    def run(self) -> Iterator[np.ndarray]:
+    def run(self) -> Generator[np.ndarray, None, bool]:
         """Returns whether the predicate holds at the end."""
         spot = self.destination()
         if spot is None:

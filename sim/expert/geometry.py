@@ -35,17 +35,17 @@ class Solid:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Surface points (N, 3) with outward normals (N, 3) and the body each belongs to (N,)."""
+    """Surface points (N, 3) with outward normals (N, 3), and the solid (N,) each belongs to, as a number."""
 
     points: np.ndarray
     normals: np.ndarray
-    body: np.ndarray
+    part: np.ndarray
 
     def __len__(self) -> int:
         return len(self.points)
 
     def select(self, mask: np.ndarray) -> Cloud:
-        return Cloud(self.points[mask], self.normals[mask], self.body[mask])
+        return Cloud(self.points[mask], self.normals[mask], self.part[mask])
 
     def near(self, center: np.ndarray, radius: float) -> Cloud:
         """The points within `radius` of `center` (3,) or of any of several centers (K, 3), by bounding box."""
@@ -128,7 +128,7 @@ def geom_vertices(model: mujoco.MjModel, geom: int) -> np.ndarray:
 def solid_of_geom(model: mujoco.MjModel, geom: int, spacing: float) -> Solid:
     """The geom as a convex solid in its body's frame, surface sampled every `spacing` metres."""
     kind = mujoco.mjtGeom(model.geom_type[geom])
-    offset = np.zeros(3)
+    offset: np.ndarray = np.zeros(3)
     if kind in (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_PLANE):
         half = np.array(model.geom_size[geom])
         if kind == mujoco.mjtGeom.mjGEOM_PLANE:
@@ -141,9 +141,9 @@ def solid_of_geom(model: mujoco.MjModel, geom: int, spacing: float) -> Solid:
     else:
         big, corners = False, geom_vertices(model, geom)
         planes, points, normals = hull_surface(corners, spacing)
-    rotation = np.empty(9)
-    mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
-    rotation = rotation.reshape(3, 3)
+    flat = np.empty(9)
+    mujoco.mju_quat2Mat(flat, model.geom_quat[geom])
+    rotation = flat.reshape(3, 3)
     shift = model.geom_pos[geom] + rotation @ offset
     normal = planes[:, :3] @ rotation.T
     return Solid(
@@ -168,8 +168,7 @@ def outer_cloud(solids: list[Solid], rotation: np.ndarray, position: np.ndarray)
         near = np.flatnonzero(np.all((points > corners.min(0)) & (points < corners.max(0)), axis=1) & (owner != i))
         inside = np.all(points[near] @ planes[:, :3].T < planes[:, 3] - 1e-4, axis=1)
         outside[near[inside]] = False
-    body = np.array([s.body for s in solids])[owner]
-    return Cloud(points[outside], normals[outside], body[outside])
+    return Cloud(points[outside], normals[outside], owner[outside])
 
 
 def posed_planes(solid: Solid, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -280,7 +279,7 @@ def slab_boxes(points: np.ndarray, slabs: int) -> np.ndarray:
 def hits(points: np.ndarray, rotation: np.ndarray, position: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """For hands at rotation (3, 3) and positions (K, 3): does any of points (N, 3) lie in boxes (B, 2, 3)? (K,)"""
     local = points @ rotation
-    offset = np.atleast_2d(position) @ rotation
+    offset = np.asarray(position).reshape(-1, 3) @ rotation
     found = np.zeros(len(offset), bool)
     if not len(offset):
         return found

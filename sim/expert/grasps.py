@@ -17,6 +17,8 @@ ANCHORS = 40
 DEPTHS = (0.0055, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the object's local top
 CELL = np.array([0.008, 0.008, 0.0025])  # m, in the hand's axes; of a cell the best is kept
 _CORNERS = np.indices((2, 2, 2)).reshape(3, -1).T
+DEPTH_GAIN = 6.0  # per metre
+SEAM_COST, SEAM_EDGE = 0.3, 0.003  # for contact across the seam of two solids; m looked at around a pad
 TOUCH = 0.004  # m: surface this close to the outermost point touches the finger
 MOST_POINTS = 2500  # of a surface looked at for contacts
 MIN_ANTIPODALITY = 0.45
@@ -178,6 +180,7 @@ def contacts(
     thin = slice(None, None, 1 + len(cloud) // MOST_POINTS)
     local, normal = cloud.points[thin] @ rotation, cloud.normals[thin] @ rotation[:, 0]
     x, y, z = np.ascontiguousarray(local.T)
+    part = cloud.part[thin]
     both = np.c_[normal, np.ones_like(normal)].astype(np.float32)
     column = (np.abs(x - around[:, :1]) < gripper.reach) & (np.abs(y - around[:, 1:2]) < gripper.pad_y)  # (K, N)
     surface = np.where(column, z, np.inf).min(1)
@@ -187,18 +190,32 @@ def contacts(
         inside = column & (z > middle[:, None] + gripper.pad_z[0]) & (z < middle[:, None] + gripper.pad_z[1])
         high = np.where(inside, x, -np.inf).max(1)
         low = np.where(inside, x, np.inf).min(1)
-        plus = (inside & (x > high[:, None] - TOUCH) & (normal > 0.2)).astype(np.float32) @ both
-        minus = (inside & (x < low[:, None] + TOUCH) & (normal < -0.2)).astype(np.float32) @ both
-        count = np.minimum(plus[:, 1], minus[:, 1])
+        plus = inside & (x > high[:, None] - TOUCH) & (normal > 0.2)
+        minus = inside & (x < low[:, None] + TOUCH) & (normal < -0.2)
+        plus_sum, minus_sum = plus.astype(np.float32) @ both, minus.astype(np.float32) @ both
+        count = np.minimum(plus_sum[:, 1], minus_sum[:, 1])
         with np.errstate(invalid="ignore", divide="ignore"):
-            quality = np.minimum(plus[:, 0] / plus[:, 1], -minus[:, 0] / minus[:, 1])
+            quality = np.minimum(plus_sum[:, 0] / plus_sum[:, 1], -minus_sum[:, 0] / minus_sum[:, 1])
             width = high - low
         good = (count >= 2) & (quality >= MIN_ANTIPODALITY) & (width < MAX_WIDTH) & (width > 0)
         at = np.c_[(high[good] + low[good]) / 2, around[good, 1], middle[good]]
         found_position.append(at @ rotation.T)
         found_width.append(width[good])
-        found_quality.append(quality[good] + 6.0 * depth)
+        edge = np.array([middle[good] + gripper.pad_z[0] - SEAM_EDGE, middle[good] + gripper.pad_z[1] + SEAM_EDGE])[
+            ..., None
+        ]
+        wide = (np.abs(y - around[good, 1:2]) < gripper.pad_y + SEAM_EDGE) & (z > edge[0]) & (z < edge[1])
+        wide &= np.abs(x - around[good, :1]) < gripper.reach
+        seam = across_seam(wide & (x > high[good, None] - SEAM_EDGE), part)
+        seam |= across_seam(wide & (x < low[good, None] + SEAM_EDGE), part)
+        found_quality.append(quality[good] + DEPTH_GAIN * depth - SEAM_COST * seam)
     return np.concatenate(found_position), np.concatenate(found_width), np.concatenate(found_quality)
+
+
+def across_seam(touched: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """(K,): do the touched points (K, N) belong to several solids? Flush boxes can catch on the edges of a pad."""
+    first = np.where(touched, part, np.iinfo(part.dtype).max).min(1, initial=np.iinfo(part.dtype).max)
+    return first != np.where(touched, part, -1).max(1, initial=-1)
 
 
 def blocked(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def travel(
     load_below: float,
     radius: float,
     without: frozenset[int] = frozenset(),
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, bool]:
     """Goes to above `position`, high enough for the hand and its load, then to `position` at travelling tolerance.
 
     load_below: how far the lowest point (fingertips or held object) hangs below the grip site. radius: of hand or load,

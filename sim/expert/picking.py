@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sim.expert.expert import Expert
 
 ALIGNED = Tolerance(0.007, 0.05, 0.004)  # before going down between walls or in under a roof
+TOUCHING, FREE_STEPS = 0.004, 10  # m from an open finger; control steps
 CARRIED_SLABS = 6
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
 TRIED = 14  # grasps for which a place is looked for
@@ -50,7 +51,7 @@ class PickAndPlace:
         self.covered = False
         self.out_of_reach: list[np.ndarray] = []
 
-    def run(self) -> Iterator[np.ndarray]:
+    def run(self) -> Generator[np.ndarray, None, bool]:
         """Tries grasp after grasp until the predicate holds with the hand away; returns whether it does."""
         for _ in range(RETRIES):
             grasp = self.choose()
@@ -93,15 +94,13 @@ class PickAndPlace:
         center = self.scene.center_of_mass(self.body)
         spots = self.spots() if self.predicate[0] != "lifted" else []
         found: list[tuple[float, Grasp]] = []
-        for lean in (False, True):
+        for kind, lean, narrow in (("", False, False), ("narrow ", False, True), ("leaning ", True, True)):
             leans = np.r_[LEANS, FAR_LEANS] if self.covered else LEANS
             rotations = leaning(hand, reach, center, leans) if lean else None
-            grasps = plan_grasps(cloud, center, self.scene.gripper, around, hand, Search(rotations))
+            grasps = plan_grasps(cloud, center, self.scene.gripper, around, hand, Search(rotations, narrow=narrow))
             fresh = [g for g in grasps if all(np.linalg.norm(self.local(g.position) - f) > 0.015 for f in self.failed)]
             best = self.best(fresh, spots, reach)
-            self.expert.note(
-                f"{len(fresh)} of {len(grasps)} {'leaning ' if lean else ''}grasps, best {best and best[0]}"
-            )
+            self.expert.note(f"{len(fresh)} of {len(grasps)} {kind}grasps, best {best and round(best[0], 3)}")
             found += [best] if best is not None else []
             if best is not None and best[1].score > GOOD:
                 break
@@ -128,7 +127,7 @@ class PickAndPlace:
         region = self.goals.region(self.predicate)
         near, gripper = self.obstacles(region.center), self.scene.gripper
         in_hand = self.in_hand(rotation, position)
-        carried = slab_boxes((self.scene.cloud(self.bodies).points - position) @ rotation, CARRIED_SLABS)
+        carried = slab_boxes(self.local(self.scene.cloud(self.bodies).points), CARRIED_SLABS)
         drops = DROPS if region.container else DROPS[:3]
         reach = Reach(self.scene)
         for _ in range(TRIED):
@@ -168,13 +167,15 @@ class PickAndPlace:
 
     # Motion
 
-    def pick(self, grasp: Grasp) -> Iterator[np.ndarray]:
+    def pick(self, grasp: Grasp) -> Generator[np.ndarray, None, bool]:
         """Approach, close, lift a little. Returns whether the object came along."""
         arm, scene = self.arm, self.scene
         arm.gripper = OPEN
         before = grasp.position - BACK * grasp.rotation[:, 2]
         yield from travel(arm, grasp.rotation, before, hand_below(scene.gripper, grasp.rotation), 0.06)
         yield from arm.move(grasp.rotation, before, Tolerance(0.02, 0.1))
+        if grasp.opening < scene.gripper.reach:
+            yield from arm.half_open(grasp.opening)
         yield from arm.move(grasp.rotation, grasp.position)
         yield from arm.fingers(CLOSE)
         _, held = self.in_hand(*scene.hand())
@@ -220,7 +221,20 @@ class PickAndPlace:
         yield from arm.move(plan.rotation, before, tolerance)
         yield from arm.move(plan.rotation, plan.position)
         yield from arm.fingers(OPEN)
+        yield from self.come_free()
         yield from self.retreat(plan)
+
+    def come_free(self) -> Iterator[np.ndarray]:
+        """Moves open fingers to both sides of the object when one still touches: collision geoms may catch on a pad."""
+        scene, (rotation, position) = self.scene, self.scene.hand()
+        local = (scene.cloud(self.bodies).points - position) @ rotation
+        low, high = scene.gripper.pad_z
+        between = local[(np.abs(local[:, 1]) < scene.gripper.pad_y) & (local[:, 2] > low) & (local[:, 2] < high), 0]
+        opening = scene.fingers().min()
+        between = between[np.abs(between) < opening + TOUCHING]
+        if len(between) and opening - np.abs(between).max() < TOUCHING:
+            middle = (between.max() + between.min()) / 2
+            yield from self.arm.move(rotation, position + middle * rotation[:, 0], Tolerance(0.004, 0.1), FREE_STEPS)
 
     def way_in(self, plan: Place, below: float, radius: float) -> tuple[np.ndarray, Tolerance]:
         """Where the straight last way starts, and how exactly: above what stands around, or outside a roof."""

@@ -189,13 +189,14 @@ def find_insert(
 ) -> Place | None:
     """The cheapest release that hand and object reach on a straight level way, as into a microwave or a shelf.
 
-    carried: boxes (B, 2, 3) around the object in the hand's frame.
+    carried: boxes (B, 2, 3) around the object in its body's frame.
     """
     best: Place | None = None
-    boxes = np.concatenate([gripper.boxes(gripper.reach, 0.0, INSERT_MARGIN), carried])
+    boxes = gripper.boxes(gripper.reach, 0.0, INSERT_MARGIN)
     for rotation, group in _by_rotation(spots):
         hand = rotation @ in_hand[0].T
-        at = np.array([spot.position for spot in group]) - hand @ in_hand[1] + np.array([0, 0, INSERT_ABOVE])
+        item = np.array([spot.position for spot in group]) + np.array([0, 0, INSERT_ABOVE])
+        at = item - hand @ in_hand[1]
         cost = np.array([spot.cost for spot in group])
         for angle in np.arange(8) * np.pi / 4:
             inward = np.array([np.cos(angle), np.sin(angle), 0.0])
@@ -203,7 +204,8 @@ def find_insert(
                 continue
             left = np.flatnonzero(cost < (best.cost if best is not None else np.inf))
             for back in INSERT_WAY:
-                left = left[~hits(obstacles.points, hand, at[left] - back * inward, boxes)] if len(left) else left
+                left = left[~hits(obstacles.points, rotation, item[left] - back * inward, carried)]
+                left = left[~hits(obstacles.points, hand, at[left] - back * inward, boxes)]
             if len(left):
                 pick = int(left[np.argmin(cost[left])])
                 best = Place(hand, at[pick], group[pick], 0.0, float(cost[pick]), -inward)
