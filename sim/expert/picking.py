@@ -26,6 +26,7 @@ CARRIED_SLABS = 6
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
 TRIED = 14  # grasps for which a place is looked for
 GOOD = 0.6  # score of a grasp that points down above which leaning ones are not looked at
+SAME_HAND = 2.9  # trace of the rotation between hands that reach alike
 FAR_APART = 0.03  # m around a spot out of reach in which no other is tried
 MANY = 240  # spots looked at for the final release
 FEW = 60  # spots looked at for each of them
@@ -49,7 +50,7 @@ class PickAndPlace:
         self.bodies = self.scene.subtree(self.body)
         self.failed: list[np.ndarray] = []
         self.covered = False
-        self.out_of_reach: list[np.ndarray] = []
+        self.out_of_reach: list[tuple[np.ndarray, np.ndarray]] = []
 
     def run(self) -> Generator[np.ndarray, None, bool]:
         """Tries grasp after grasp until the predicate holds with the hand away; returns whether it does."""
@@ -131,15 +132,23 @@ class PickAndPlace:
         drops = DROPS if region.container else DROPS[:3]
         reach = Reach(self.scene)
         for _ in range(TRIED):
-            left = [s for s in spots if all(np.linalg.norm(s.position - far) > FAR_APART for far in self.out_of_reach)]
+            left = [spot for spot in spots if not self.too_far(spot, rotation)]
             if self.covered:
                 place = find_insert(left[:few], in_hand, carried, gripper, near)
             else:
                 place = find_place(left[:few], in_hand, gripper, near, drops)
             if place is None or reach.reachable(place.rotation, place.position):
                 return place
-            self.out_of_reach.append(place.spot.position)
+            self.out_of_reach.append((place.spot.position, place.rotation))
         return None
+
+    def too_far(self, spot: Spot, hand: np.ndarray) -> bool:
+        """Is the spot near one that such a hand, at rotation `hand` (3, 3) now, could not reach?"""
+        there = spot.rotation @ self.scene.pose(self.body)[0].T @ hand
+        return any(
+            np.linalg.norm(spot.position - position) < FAR_APART and np.trace(there.T @ rotation) > SAME_HAND
+            for position, rotation in self.out_of_reach
+        )
 
     def spots(self) -> list[Spot]:
         """Where the object may rest: reached from above, else, when there is no such spot, from the side."""
