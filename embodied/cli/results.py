@@ -2,11 +2,12 @@
 
     embodied results
     embodied results check=true
-    embodied results name=bc runs=[runs/evaluate/A,runs/evaluate/B] extra=[runs/bench/train.json]
+    embodied results name=bc runs=[runs/evaluate/A,runs/evaluate/B] training=[runs/train/bc]
 
 Without name=: rewrites every block `<!-- results NAME [figure ...] --> ... <!-- /results -->` from
 docs/results/NAME.json. check=true writes nothing; exit status 1 when a table is not what its file says.
-With name=: first writes docs/results/NAME.json from evaluation runs (success.SUITE with intervals) and figures files.
+With name=: first writes docs/results/NAME.json from evaluation runs (success.SUITE with intervals), training runs and
+figures files (extra=).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from embodied.bench.figures import Figure, read_figures, write_figures
 from embodied.evaluation.records import RunFolder
 from embodied.evaluation.statistics import bootstrap_mean
 from embodied.evaluation.summary import SuiteSummary, Summary, summarise
+from embodied.io import read_lines
 
 FOLDER = Path("docs/results")
 BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+)(?P<only>(?: [\w.*]+)*) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -20,10 +21,12 @@ BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+)(?P<only>(?: [\w.*]+)*) -->\n
 
 @dataclass
 class ResultsConfig:
-    """`name` with `runs` (evaluation folders) and `extra` (figures files) writes a file first; tables always follow."""
+    """`name` with `runs` (evaluation folders), `training` (training runs, those that it started from included) and
+    `extra` (figures files) writes a file first; tables always follow."""
 
     name: str | None = None
     runs: list[str] = field(default_factory=list)
+    training: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     documents: list[str] = field(default_factory=lambda: ["README.md", "docs"])
     check: bool = False
@@ -32,12 +35,33 @@ class ResultsConfig:
 def publish(config: ResultsConfig, command: str) -> Path:
     """Writes docs/results/NAME.json from evaluation runs and figures files. ValueError without anything to write."""
     figures = [figure for path in config.extra for figure in read_figures(Path(path))]
+    if config.training:
+        figures = training_figures([Path(run) for run in config.training]) + figures
     figures = success_figures([_summary(Path(run)) for run in config.runs]) + figures
     if not config.name or not figures:
-        raise ValueError("publishing needs name=NAME and runs=[...] or extra=[...]: give them, or neither")
+        raise ValueError("publishing needs name=NAME and runs=[...], training=[...] or extra=[...]: give them, or none")
     path = FOLDER / f"{config.name}.json"
     write_figures(path, figures, command)
     return path
+
+
+def training_figures(runs: Sequence[Path]) -> list[Figure]:
+    """What training took, summed over runs: CPU and wall minutes, steps. ValueError for a folder without metrics."""
+    cpu, wall, steps = 0.0, 0.0, []
+    for run in runs:
+        lines = read_lines(run / "metrics.jsonl")
+        if not lines:
+            raise ValueError(
+                f"training should name folders of `embodied train`, got {str(run)!r}: correct training=[...]"
+            )
+        cpu += sum(line.get("cpu_seconds", 0.0) for line in lines)
+        wall += sum(line.get("seconds", 0.0) for line in lines)
+        steps.append(str(lines[-1]["step"]))
+    note = f"steps {' + '.join(steps)}; features and frames cached before"
+    return [
+        Figure("train_cpu_minutes", cpu / 60, "min", None, note),
+        Figure("train_wall_minutes", wall / 60, "min", None, "with whatever else ran on the machine"),
+    ]
 
 
 def _summary(run: Path) -> Summary:

@@ -11,6 +11,7 @@ from embodied.bench.figures import Figure, write_figures
 from embodied.cli import results as command
 from embodied.evaluation import results
 from embodied.evaluation.evaluate import evaluate
+from embodied.io import append_line
 
 PAGE = "before\n<!-- results points success.* -->\nold text\n<!-- /results -->\nafter\n"
 
@@ -52,6 +53,17 @@ def test_check_finds_a_typed_number(folder) -> None:
     assert command.run(["check=true", f"documents=['{page}']"]) == 0
     page.write_text(page.read_text().replace("50.0%", "60.0%"))
     assert command.run(["check=true", f"documents=['{page}']"]) == 1
+
+
+def test_training_time_is_summed(folder) -> None:
+    for name, lines in {"a": [(1, 30.0), (2, 30.0)], "b": [(5, 60.0)]}.items():
+        for step, seconds in lines:
+            append_line(folder / name / "metrics.jsonl", {"step": step, "cpu_seconds": seconds, "seconds": 2 * seconds})
+    cpu, wall = results.training_figures([folder / "a", folder / "b"])
+    assert (cpu.value, wall.value) == (2.0, 4.0)
+    assert cpu.note.startswith("steps 2 + 5;")
+    with pytest.raises(ValueError, match="folders of `embodied train`"):
+        results.training_figures([folder / "none"])
 
 
 def test_errors(folder) -> None:
