@@ -20,7 +20,7 @@ VERSION = "1"
 MAX_SETTLE = 20  # steps waited for things to come to rest before planning
 ARTICULATED = ("open", "close", "turnon", "turnoff")
 REST_SPEED = 0.02  # m/s or rad/s
-SHARE, LEAST_SHARED = 0.5, 0.05  # of a region's half size; m
+SHARE, LEAST_SHARED = 0.6, 0.05  # of a region's half size; m
 ROUNDS = 3  # times the goal is gone through
 
 
@@ -93,14 +93,19 @@ class Expert:
             yield from Drag(self, predicate).run()
 
     def aside(self, predicate: Predicate, region: Region) -> np.ndarray:
-        """Shift (3,) from the middle of a region that several things have to share: away from the next one's way."""
+        """Shift (3,) from the middle of a region that several things have to share: along this one's narrow side, away
+        from the next one."""
         waiting = [p for p in self.goal if len(p) == 3 and p[2] == predicate[2] and p != predicate]
         waiting = [p for p in waiting if not self.goals.holds(p)]
         if not waiting or region.half.min() < LEAST_SHARED:
             return np.zeros(3)
+        body = self.goals.body(predicate[1])
+        points = self.scene.cloud(self.scene.subtree(body)).points[:, :2]
+        _, axes = np.linalg.eigh(np.cov(points.T))
+        narrow = axes[:, 0]
         away = region.center - self.scene.pose(self.goals.body(waiting[0][1]))[1]
-        away[2] = 0
-        return SHARE * float(region.half.min()) * away / max(float(np.linalg.norm(away)), 1e-9)
+        side = SHARE * float(region.half.min()) * (1.0 if narrow @ away[:2] >= 0 else -1.0)
+        return np.r_[side * narrow, 0.0]
 
     def _settle(self) -> Iterator[np.ndarray]:
         """Waits until free bodies are slow."""

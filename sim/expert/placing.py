@@ -24,6 +24,7 @@ GRID = 11  # positions tried along each side of a region
 MARGINS = (0.012, 0.005, 0.0)  # m the predicate should have to spare, in the order tried
 ABOVE = 0.004  # m above the rest height at which an object is let go
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.075, 0.09)
+CROWD_COST, CROWD_HEIGHT = 0.4, 0.01  # for things 8 mm beside the object, higher than this (m)
 IMBALANCE_COST = 20.0  # per metre; a quarter in containers, whose walls hold what leans
 DROP_COST, HEIGHT_COST = 12.0, 60.0  # per metre: let go above the rest height; rest above the lowest spot
 MOST_TILT = -0.5  # of the hand's z axis along world z: it has to point down
@@ -72,6 +73,19 @@ def object_map(scene: Scene, bodies: frozenset[int], body: int, rotation: np.nda
     return height_map(list(zip(posed, corners, strict=True)), low, every.max(0), STEP)
 
 
+def grown(item: HeightMap, cells: int = 2) -> HeightMap:
+    """The item's height map with `cells` more cells on every side, for seeing what stands close."""
+    wide = np.pad(item.bottom, 2 * cells, constant_values=np.inf)
+    bottom = item.bottom
+    for i in (0, cells, 2 * cells):
+        for j in (0, cells, 2 * cells):
+            part = wide[i : i + item.bottom.shape[0] + 2 * cells, j : j + item.bottom.shape[1] + 2 * cells]
+            bottom = part if bottom.shape != part.shape else np.minimum(bottom, part)
+    return HeightMap(
+        item.origin - cells * item.step, item.step, np.pad(item.top, cells, constant_values=-np.inf), bottom
+    )
+
+
 def rest_height(ground: HeightMap, item: HeightMap, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height (K,) of the item's origin at rest with its origin at xy (K, 2), and imbalance (K,) in metres: how far the
     item's middle lies outside the cells that carry it (negative: inside)."""
@@ -105,8 +119,10 @@ def find_spots(scene: Scene, body: int, region: Region, avoid: frozenset[int], c
     leaning = IMBALANCE_COST / 4 if region.container else IMBALANCE_COST
     found = []
     for turn, rotation in _orientations(scene, body, avoid, region.yaw):
-        height, imbalance = rest_height(ground, object_map(scene, avoid, body, rotation), xy)
-        cost = far + TURN_COST * abs(turn) + leaning * np.maximum(imbalance, 0)
+        item = object_map(scene, avoid, body, rotation)
+        height, imbalance = rest_height(ground, item, xy)
+        crowded = rest_height(ground, grown(item), xy)[0] > height + CROWD_HEIGHT
+        cost = far + TURN_COST * abs(turn) + leaning * np.maximum(imbalance, 0) + CROWD_COST * crowded
         found.append((turn, rotation, height, cost))
     for margin in MARGINS:
         spots = []
