@@ -148,7 +148,8 @@ def test_clearing_drops_all_objects_and_ends_calls_under_way(pool):
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background passes on "ignore"
 from embodied.registry import registry
 from embodied.workers import WorkerPool
 registry().target("worker_objects.Patient")
