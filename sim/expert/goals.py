@@ -73,13 +73,13 @@ class LiberoGoals:
         position, rotation = scene.data.site_xpos[index].copy(), scene.data.site_xmat[index].reshape(3, 3).copy()
         half = np.abs(rotation) @ np.asarray(site.size)
         inside = predicate[0] == "in"
-        test = site.in_box if inside else site.under
+        test = in_box if inside else on_top
         parent = self.env.object_states_dict[place].parent_name
         known = parent in self.env.obj_body_id
         return Region(
             center=position,
             half=half[:2],
-            accepts=lambda points: np.array([bool(test(position, rotation, point)) for point in points]),
+            accepts=lambda points: test(points, position, rotation, np.asarray(site.size)),
             target=scene.subtree(self.body(parent)) if known else frozenset(),
             container=inside,
             yaw=level_yaw(rotation),
@@ -196,6 +196,20 @@ class RobosuiteGoals:
         if name not in names:
             raise ValueError(f"the goal should name things of this scene, got {name!r}: use one of {', '.join(names)}")
         return names.index(name)
+
+
+def in_box(points: np.ndarray, position: np.ndarray, rotation: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """(K,): LIBERO's `SiteObject.in_box` for points (K, 3)."""
+    half = np.abs(rotation @ size)
+    below = np.array([0, 0, 0.01])
+    return np.all((points > position - half - below) & (points < position + half), axis=1)
+
+
+def on_top(points: np.ndarray, position: np.ndarray, rotation: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """(K,): LIBERO's `SiteObject.under` for points (K, 3)."""
+    local = (points - position) @ rotation.T
+    level = (local[:, 2] > size[2] - 0.005) & (local[:, 2] < size[2] + 0.10)
+    return level & np.all(np.abs(local[:, :2]) < size[:2], axis=1)
 
 
 def level_yaw(rotation: np.ndarray) -> float:

@@ -6,7 +6,8 @@ The planner knows no object classes: rims of bowls and mugs, boxes, bottles and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from sim.expert.geometry import Cloud, GripperShape, hits
 YAWS = 12
 ANCHORS = 40
 DEPTHS = (0.0055, 0.011, 0.016, 0.021, 0.026)  # m of the grip site below the object's local top
+LOOKED_AT, ENOUGH = 250, 60  # candidates checked for collisions at first; free ones that are enough
 CELL = np.array([0.008, 0.008, 0.0025])  # m, in the hand's axes; of a cell the best is kept
 _CORNERS = np.indices((2, 2, 2)).reshape(3, -1).T
 DEPTH_GAIN = 6.0  # per metre
@@ -109,7 +111,7 @@ def plan_grasps(
     hand: np.ndarray,
     search: Search = Search(),
 ) -> list[Grasp]:
-    """All collision-free grasps of an object, best first.
+    """Collision-free grasps of an object, best first: all, or those among the better candidates when these are enough.
 
     cloud: the object's surface in the world. center (3,): of mass, or where it should be held. hand: present rotation
     (3, 3) of the hand; turning far from it costs a little.
@@ -117,15 +119,25 @@ def plan_grasps(
     rotations = search.rotations or [down(yaw) for yaw in candidate_yaws(cloud.points)]
     own = cloud.points if search.own is None else search.own
     around = np.concatenate([anchors(cloud.points), center[None]])
-    result: list[Grasp] = []
+    found = []
     for rotation in rotations:
         position, width, quality = contacts(cloud, around @ rotation, rotation, gripper)
         keep = thinned(position @ rotation, quality)
         position, width, quality = position[keep], width[keep], quality[keep]
         lever = np.linalg.norm(np.cross(position - center, rotation[:, 2]), axis=1)
         score = quality - LEVER_COST * lever - WIDTH_COST * width - TURN_COST * turn_between(hand, rotation)
-        for i, opening, cost in _free(position, width, rotation, gripper, own, obstacles, search):
-            result.append(Grasp(rotation, position[i], float(width[i]), float(score[i] - cost), opening))
+        found.append((rotation, position, width, score))
+    scores = np.sort(np.concatenate([score for *_, score in found]))[::-1]
+    result: list[Grasp] = []
+    for high, low in pairwise((np.inf, *scores[LOOKED_AT - 1 :: LOOKED_AT * 3], -np.inf)):
+        for rotation, position, width, score in found:
+            part = np.flatnonzero((score < high) & (score >= low))
+            free = _free(position[part], width[part], rotation, gripper, own, obstacles, search)
+            for i, opening, cost in free:
+                k = part[i]
+                result.append(Grasp(rotation, position[k], float(width[k]), float(score[k] - cost), opening))
+        if len(result) >= ENOUGH:
+            break
     return sorted(result, key=lambda grasp: -grasp.score)
 
 
@@ -139,8 +151,15 @@ def _free(
     search: Search,
 ) -> Iterator[tuple[int, float, float]]:
     """Of (K,) candidates those the hand can reach freely: index, opening of each finger, its cost."""
-    left = np.arange(len(position))
-    for opening, cost in openings(gripper) if search.narrow else [(gripper.reach, 0.0)]:
+    if not len(position):
+        return
+    if not search.narrow:
+        stopped = blocked(position, rotation, gripper, own, obstacles, search.margin)
+        yield from ((int(i), gripper.reach, 0.0) for i in np.flatnonzero(~stopped))
+        return
+    palm = replace(gripper, finger=gripper.finger[:0])
+    left = np.flatnonzero(~blocked(position, rotation, palm, own, obstacles, search.margin))
+    for opening, cost in openings(gripper):
         fits = left[width[left] / 2 + NARROW_GAP < opening]
         if len(fits):
             free = fits[~blocked(position[fits], rotation, gripper, own, obstacles, search.margin, opening)]
@@ -231,12 +250,12 @@ def blocked(
     """(K,): does a hand at `rotation`, position (K, 3), touch the object (points `own`), others, a table, on its
     straight way in of length `sweep`?"""
     opening = gripper.reach if opening is None else opening
-    own_boxes = gripper.boxes(opening, sweep, OWN_MARGIN)
-    result = hits(own, rotation, position, own_boxes) if len(own) else np.zeros(len(position), bool)
-    boxes = gripper.boxes(opening, sweep, margin)
-    if len(obstacles.points):
-        result |= hits(obstacles.points, rotation, position, boxes)
-    return result | touches_support(position, rotation, gripper.boxes(opening, 0.0, 0.0), obstacles.supports, 0.002)
+    result = touches_support(position, rotation, gripper.boxes(opening, 0.0, 0.0), obstacles.supports, 0.002)
+    for points, around in ((own, OWN_MARGIN), (obstacles.points, margin)):
+        left = np.flatnonzero(~result)
+        if len(points) and len(left):
+            result[left] = hits(points, rotation, position[left], gripper.boxes(opening, sweep, around))
+    return result
 
 
 def touches_support(

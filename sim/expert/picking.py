@@ -25,7 +25,7 @@ TOUCHING, FREE_STEPS = 0.004, 10  # m from an open finger; control steps
 CARRIED_SLABS = 6
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
 TRIED = 14  # grasps for which a place is looked for
-GOOD = 0.6  # score of a grasp that points down above which leaning ones are not looked at
+GOOD, FAIR = 0.6, 0.45  # scores above which no half-open, no leaning grasps are looked at
 SAME_HAND = 2.9  # trace of the rotation between hands that reach alike
 FAR_APART = 0.03  # m around a spot out of reach in which no other is tried
 MANY = 240  # spots looked at for the final release
@@ -103,7 +103,7 @@ class PickAndPlace:
             best = self.best(fresh, spots, reach)
             self.expert.note(f"{len(fresh)} of {len(grasps)} {kind}grasps, best {best and round(best[0], 3)}")
             found += [best] if best is not None else []
-            if best is not None and best[1].score > GOOD:
+            if best is not None and best[1].score > (FAIR if narrow else GOOD):
                 break
         return max(found, key=lambda pair: pair[0])[1] if found else None
 
@@ -128,12 +128,12 @@ class PickAndPlace:
         region = self.goals.region(self.predicate)
         near, gripper = self.obstacles(region.center), self.scene.gripper
         in_hand = self.in_hand(rotation, position)
-        carried = slab_boxes(self.local(self.scene.cloud(self.bodies).points), CARRIED_SLABS)
+        carried = slab_boxes(self.local(self.scene.cloud(self.bodies).points), CARRIED_SLABS) if self.covered else None
         drops = DROPS if region.container else DROPS[:3]
         reach = Reach(self.scene)
         for _ in range(TRIED):
-            left = [spot for spot in spots if not self.too_far(spot, rotation)]
-            if self.covered:
+            left = [spot for spot in spots if not self.too_far(spot, rotation)] if self.out_of_reach else spots
+            if carried is not None:
                 place = find_insert(left[:few], in_hand, carried, gripper, near)
             else:
                 place = find_place(left[:few], in_hand, gripper, near, drops)

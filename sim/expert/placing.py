@@ -76,11 +76,9 @@ def object_map(scene: Scene, bodies: frozenset[int], body: int, rotation: np.nda
 def grown(item: HeightMap, cells: int = 2) -> HeightMap:
     """The item's height map with `cells` more cells on every side, for seeing what stands close."""
     wide = np.pad(item.bottom, 2 * cells, constant_values=np.inf)
-    bottom = item.bottom
-    for i in (0, cells, 2 * cells):
-        for j in (0, cells, 2 * cells):
-            part = wide[i : i + item.bottom.shape[0] + 2 * cells, j : j + item.bottom.shape[1] + 2 * cells]
-            bottom = part if bottom.shape != part.shape else np.minimum(bottom, part)
+    shape = np.array(item.bottom.shape) + 2 * cells
+    shifts = [(i, j) for i in (0, cells, 2 * cells) for j in (0, cells, 2 * cells)]
+    bottom = np.min([wide[i : i + shape[0], j : j + shape[1]] for i, j in shifts], axis=0)
     return HeightMap(
         item.origin - cells * item.step, item.step, np.pad(item.top, cells, constant_values=-np.inf), bottom
     )

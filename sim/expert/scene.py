@@ -42,6 +42,8 @@ class Scene:
         self.model: mujoco.MjModel = self.robosuite.sim.model._model
         self.robot = self.robosuite.robots[0]
         self._fine: dict[tuple[int, ...], list[Solid]] = {}
+        self._last_cloud: tuple[tuple, Cloud] | None = None
+        self._last_obstacles: tuple[tuple, Cloud] | None = None
 
     @property
     def data(self) -> mujoco.MjData:
@@ -175,16 +177,22 @@ class Scene:
 
     def cloud(self, bodies: frozenset[int]) -> Cloud:
         """Fine surface points of some bodies in the world, without those inside a neighbouring solid."""
-        return outer_cloud(self.fine_solids(bodies), *self.frames())
+        now = (bodies, self.data.time, self.data.xpos[list(bodies)].tobytes())
+        if self._last_cloud is None or self._last_cloud[0] != now:
+            self._last_cloud = (now, outer_cloud(self.fine_solids(bodies), *self.frames()))
+        return self._last_cloud[1]
 
     def obstacles(self, without: frozenset[int] = frozenset()) -> Cloud:
         """Coarse surface points in the world of everything but the robot, supports and the bodies left out."""
-        rotation, position = self.frames()
-        points, normals, body = self._coarse
-        keep = ~np.isin(body, list(without))
-        body = body[keep]
-        world = np.einsum("nij,nj->ni", rotation[body], points[keep]) + position[body]
-        return Cloud(world, np.einsum("nij,nj->ni", rotation[body], normals[keep]), body)
+        now = (without, self.data.time, self.data.xpos.tobytes())
+        if self._last_obstacles is None or self._last_obstacles[0] != now:
+            rotation, position = self.frames()
+            points, normals, body = self._coarse
+            keep = ~np.isin(body, list(without))
+            turn = rotation[body[keep]]
+            world = np.einsum("nij,nj->ni", turn, points[keep]) + position[body[keep]]
+            self._last_obstacles = (now, Cloud(world, np.einsum("nij,nj->ni", turn, normals[keep]), body[keep]))
+        return self._last_obstacles[1]
 
     @cached_property
     def _coarse(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,9 @@ import pytest
 from embodied.protocols import Expert as ExpertProtocol
 from sim.base_env import BaseEnv
 from sim.expert.check import numbers, run_episode, table
+from sim.expert.controller import turned
 from sim.expert.expert import Expert, ordered
+from sim.expert.goals import in_box, on_top
 from sim.expert.imagination import imagined
 from sim.make import make_env
 
@@ -107,3 +109,23 @@ def test_another_goal_in_the_same_scene() -> None:
     env.close()
     assert succeeded
     assert not own
+
+
+@pytest.mark.libero
+def test_regions_are_liberos_own() -> None:
+    from sim.libero_setup import import_libero
+
+    import_libero()
+    from libero.libero.envs.objects.site_object import SiteObject
+
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        turn = random.uniform(-np.pi, np.pi)
+        rotation = turned(np.array([0, 0, 1.0]), turn) @ turned(np.array([0, 1.0, 0]), np.pi / 2)
+        position, size = random.normal(size=3), random.uniform(0.02, 0.1, 3)
+        site = SiteObject("site", size=size)
+        points = position + random.uniform(-0.2, 0.2, (200, 3))
+        inside = [bool(site.in_box(position, rotation, p)) for p in points]
+        above = [bool(site.under(position, rotation, p)) for p in points]
+        assert in_box(points, position, rotation, size).tolist() == inside
+        assert on_top(points, position, rotation, size).tolist() == above
