@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +49,16 @@ def test_every_episode_is_run_once_and_ends_as_it_does_alone(pool, settings):
     assert json.loads((summary.folder / "summary.json").read_text())["all"]["success"] == summary.all.success
 
 
+class Slow(point_mass.Seeing):
+    """Takes so long that the other worker's observation waits meanwhile, on a busy machine too."""
+
+    def act(self, observation, slots):
+        time.sleep(0.1)
+        return super().act(observation, slots)
+
+
 def test_batches_are_formed_of_what_waits_and_do_not_change_results(pool, settings, tmp_path):
-    together, single = point_mass.Seeing(), point_mass.Seeing()
+    together, single = Slow(), point_mass.Seeing()
     evaluate(settings, together, pool=pool)
     evaluate(replace(settings, run=str(tmp_path / "one"), workers=1, batching=Batching.single), single)
     assert set(single.batches) == {1}
