@@ -217,16 +217,18 @@ def height_map(
 
 def vertical_span(planes: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the vertical lines at x, y (broadcast) enter and leave a convex solid; bottom > top where they miss."""
+    room = (
+        planes[:, 3, None, None]
+        - planes[:, 0, None, None] * np.atleast_2d(x)
+        - planes[:, 1, None, None] * np.atleast_2d(y)
+    )
+    upward, downward = planes[:, 2] > 1e-6, planes[:, 2] < -1e-6
+    slope = planes[:, 2, None, None]
+    top = np.min(room[upward] / slope[upward], axis=0, initial=np.inf)
+    bottom = np.max(room[downward] / slope[downward], axis=0, initial=-np.inf)
+    top = np.where((room[~(upward | downward)] < 0).any(0), -np.inf, top)
     shape = np.broadcast(x, y).shape
-    bottom, top = np.full(shape, -np.inf), np.full(shape, np.inf)
-    for nx, ny, nz, d in planes:
-        room = d - nx * x - ny * y
-        if abs(nz) < 1e-6:
-            top = np.where(room < 0, -np.inf, top)
-        elif nz > 0:
-            top = np.minimum(top, room / nz)
-        else:
-            bottom = np.maximum(bottom, room / nz)
+    bottom, top = bottom.reshape(shape), top.reshape(shape)
     return bottom, top
 
 
