@@ -18,6 +18,8 @@ DAMPING = 0.05
 REST_PULL = 0.1
 LIMIT_MARGIN = 0.03  # rad
 STEP_CAP = 0.3  # rad
+POSTURES, SPARE = 400, 0.005  # random postures that measure the arm's length; m added to it
+_LENGTHS: dict[str, float] = {}
 
 
 class Reach:
@@ -34,9 +36,41 @@ class Reach:
         self.high = self.model.jnt_range[joints, 1] - LIMIT_MARGIN
         self.data = mujoco.MjData(self.model)
         self.data.qpos[:] = scene.data.qpos
+        self._measure(scene, joints)
+
+    def _measure(self, scene: Scene, joints: np.ndarray) -> None:
+        """Shoulder (3,) in the world; in the hand's frame the last joint's axis (3,) and the middle (3,) and radius of
+        the circle about it on which the wrist lies; the farthest the wrist gets from the shoulder."""
+        shoulder, wrist, last = joints[1], joints[-2], joints[-1]
+        hand, position = scene.hand()
+        self.shoulder = scene.data.xanchor[shoulder].copy()
+        self.axis = scene.data.xaxis[last] @ hand
+        offset = (scene.data.xanchor[wrist] - position) @ hand
+        on_axis = (scene.data.xanchor[last] - position) @ hand
+        self.middle = on_axis + ((offset - on_axis) @ self.axis) * self.axis
+        self.radius = float(np.linalg.norm(offset - self.middle))
+        kind = type(scene.robot.robot_model).__name__
+        if kind not in _LENGTHS:
+            random, longest = np.random.default_rng(0), 0.0
+            for posture in random.uniform(self.low, self.high, (POSTURES, len(joints))):
+                self.data.qpos[self.qpos] = posture
+                mujoco.mj_kinematics(self.model, self.data)
+                longest = max(longest, np.linalg.norm(self.data.xanchor[wrist] - self.data.xanchor[shoulder]))
+            _LENGTHS[kind] = float(longest) + SPARE
+        self.length = _LENGTHS[kind]
+
+    def within(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """(K,): is the arm long enough for the hand at rotation (3, 3), positions (K, 3)? Where not, `reachable` says
+        no as well; it is the quick question of the two."""
+        away = position + rotation @ self.middle - self.shoulder
+        along = away @ (rotation @ self.axis)
+        across = np.sqrt(np.maximum((away**2).sum(1) - along**2, 0))
+        return np.hypot(along, np.maximum(across - self.radius, 0)) < self.length
 
     def reachable(self, rotation: np.ndarray, position: np.ndarray, tolerance: float = 0.01) -> bool:
         """Is there an arm posture within its joint limits that puts the grip site at the pose (3, 3), (3,)?"""
+        if not self.within(rotation, position[None])[0]:
+            return False
         jacobian = np.zeros((6, self.model.nv))
         self.data.qpos[self.qpos] = self.rest
         for _ in range(ITERATIONS):

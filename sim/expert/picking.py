@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from sim.expert.grasps import Grasp, Obstacles, Search, plan_grasps
 from sim.expert.imagination import imagined
 from sim.expert.kinematics import FAR_LEANS, LEANS, Reach, leaning
 from sim.expert.motion import corridor_height, hand_below, travel, way_out
-from sim.expert.placing import DROPS, INSERT_WAY, Place, Spot, find_insert, find_place, find_spots
+from sim.expert.placing import DROPS, INSERT_WAY, Place, Spot, by_rotation, find_insert, find_place, find_spots
 
 if TYPE_CHECKING:
     from sim.expert.expert import Expert
@@ -113,14 +114,13 @@ class PickAndPlace:
             return next(((g.score, g) for g in grasps if reach.reachable(g.rotation, g.position)), None)
         best: tuple[float, Grasp] | None = None
         for grasp in spread(grasps, TRIED) if spots else []:
-            if best is not None and grasp.score - PLACE_WEIGHT * spots[0].cost <= best[0]:
-                break
-            if not reach.reachable(grasp.rotation, grasp.position):
+            most = np.inf if best is None else (grasp.score - best[0]) / PLACE_WEIGHT  # cost that is still better
+            if spots[0].cost >= most or not reach.reachable(grasp.rotation, grasp.position):
                 continue
-            place = self.release(spots, grasp.rotation, grasp.position, FEW)
-            if place is not None:
-                value = grasp.score - PLACE_WEIGHT * place.cost
-                best = (value, grasp) if best is None or value > best[0] else best
+            better = spots[: bisect_left(spots, most, key=lambda spot: spot.cost)]
+            place = self.release(better, grasp.rotation, grasp.position, FEW)
+            if place is not None and place.cost < most:
+                best = (grasp.score - PLACE_WEIGHT * place.cost, grasp)
         return best
 
     def release(self, spots: list[Spot], rotation: np.ndarray, position: np.ndarray, few: int = MANY) -> Place | None:
@@ -131,8 +131,8 @@ class PickAndPlace:
         carried = slab_boxes(self.local(self.scene.cloud(self.bodies).points), CARRIED_SLABS) if self.covered else None
         drops = DROPS if region.container else DROPS[:3]
         reach = Reach(self.scene)
+        left = self.near_enough(spots, in_hand, reach)
         for _ in range(TRIED):
-            left = [spot for spot in spots if not self.too_far(spot, rotation)] if self.out_of_reach else spots
             if carried is not None:
                 place = find_insert(left[:few], in_hand, carried, gripper, near)
             else:
@@ -140,15 +140,21 @@ class PickAndPlace:
             if place is None or reach.reachable(place.rotation, place.position):
                 return place
             self.out_of_reach.append((place.spot.position, place.rotation))
+            left = self.near_enough(left, in_hand, reach)
         return None
 
-    def too_far(self, spot: Spot, hand: np.ndarray) -> bool:
-        """Is the spot near one that such a hand, at rotation `hand` (3, 3) now, could not reach?"""
-        there = spot.rotation @ self.scene.pose(self.body)[0].T @ hand
-        return any(
-            np.linalg.norm(spot.position - position) < FAR_APART and np.trace(there.T @ rotation) > SAME_HAND
-            for position, rotation in self.out_of_reach
-        )
+    def near_enough(self, spots: list[Spot], in_hand: tuple[np.ndarray, np.ndarray], reach: Reach) -> list[Spot]:
+        """The spots that the arm is long enough for, without those next to one that such a hand could not reach."""
+        keep = np.zeros(len(spots), bool)
+        at = np.array([spot.position for spot in spots])
+        for rotation, index in by_rotation(spots):
+            hand = rotation @ in_hand[0].T
+            good = reach.within(hand, at[index] - hand @ in_hand[1])
+            far = [p for p, r in self.out_of_reach if np.trace(hand.T @ r) > SAME_HAND]
+            if far:
+                good &= np.linalg.norm(at[index][:, None] - np.array(far), axis=2).min(1) > FAR_APART
+            keep[index] = good
+        return [spots[i] for i in np.flatnonzero(keep)]
 
     def spots(self) -> list[Spot]:
         """Where the object may rest: reached from above, else, when there is no such spot, from the side."""

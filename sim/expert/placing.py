@@ -178,7 +178,8 @@ def find_place(
     """The cheapest release with a free hand. in_hand: the object's rotation and position in the hand's frame."""
     best: Place | None = None
     rise = np.array(drops)
-    for rotation, group in _by_rotation(spots):
+    for rotation, index in by_rotation(spots):
+        group = [spots[i] for i in index]
         hand = rotation @ in_hand[0].T
         if hand[2, 2] > MOST_TILT:
             continue
@@ -207,7 +208,8 @@ def find_insert(
     """
     best: Place | None = None
     boxes = gripper.boxes(gripper.reach, 0.0, INSERT_MARGIN)
-    for rotation, group in _by_rotation(spots):
+    for rotation, index in by_rotation(spots):
+        group = [spots[i] for i in index]
         hand = rotation @ in_hand[0].T
         item = np.array([spot.position for spot in group]) + np.array([0, 0, INSERT_ABOVE])
         at = item - hand @ in_hand[1]
@@ -226,8 +228,9 @@ def find_insert(
     return best
 
 
-def _by_rotation(spots: list[Spot]) -> list[tuple[np.ndarray, list[Spot]]]:
-    groups: dict[bytes, list[Spot]] = {}
-    for spot in spots:
-        groups.setdefault(spot.rotation.tobytes(), []).append(spot)
-    return [(group[0].rotation, group) for group in groups.values()]
+def by_rotation(spots: list[Spot]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The different rotations (3, 3) of the spots, each with the indices (K,) of its spots."""
+    groups: dict[bytes, list[int]] = {}
+    for i, spot in enumerate(spots):
+        groups.setdefault(spot.rotation.tobytes(), []).append(i)
+    return [(spots[index[0]].rotation, np.array(index)) for index in groups.values()]
