@@ -7,6 +7,8 @@ deploy=NAME / contract=FILE   streams, action, limits, rate; checked against the
 schedule.mode=async           or sync, temporal_ensemble, rtc; schedule.replan=N and others of ScheduleSettings
 network.domain_id=N           ROS_DOMAIN_ID by default; network.interface=lo unless told otherwise
 runs=thread                   or process, which a hung policy can be ended in
+lockstep=true                 one tick for each step of `robot-sim robot.lockstep=true`; latency_s of simulated time
+use_sim_time=true             stamps are compared with /clock; ticks stay on the monotonic clock
 autostart=false               waits for ~/change_state (ROS 2 lifecycle); record=FOLDER keeps an MCAP bag
 
 Services: ~/hold, ~/estop, ~/reset (std_srvs/srv/Trigger). On trouble it holds or stops, as the contract says, until
@@ -33,8 +35,7 @@ def register(registry: Registry) -> None:
 
 def run(arguments: list[str]) -> int:
     from embodied.config import compose_config, to_dataclass
-    from embodied.deploy.clock import SimulatedClock, SystemClock
-    from embodied.deploy.config import contract_of, make_inference, stop_on_signals, use_threads
+    from embodied.deploy.config import contract_of, make_clock, make_inference, stop_on_signals, use_threads
     from embodied.deploy.node import Node
     from embodied.deploy.transports.dds import DdsBus
 
@@ -45,9 +46,9 @@ def run(arguments: list[str]) -> int:
         contract.task = config.task
     stop = stop_on_signals()
     bus = DdsBus(config.name, config.network.domain_id, config.network.interface, contract.max_message_bytes)
-    clock = SimulatedClock() if config.use_sim_time else SystemClock()
+    clock = make_clock(config)
     node = Node(
-        contract, config.schedule, make_inference(config), bus,
+        contract, config.schedule, make_inference(config, clock), bus,
         name=config.name, clock=clock, warmup_timeout_s=config.warmup_timeout_s,
     )  # fmt: skip
     recorder = None

@@ -66,6 +66,10 @@ class Ring:
         index = bisect.bisect_right(self._stamps, stamp_ns)
         return self._samples[index - 1] if index else None
 
+    def newest(self) -> int | None:
+        """The last stamp it holds."""
+        return self._stamps[-1] if self._stamps else None
+
     def __len__(self) -> int:
         return len(self._stamps)
 
@@ -137,6 +141,11 @@ class Aligner:
             result.features = _join(streams, [s.value for s in samples if s is not None])
         result.measured = _measured(state)
         return result
+
+    def newest(self, index: int) -> int | None:
+        """The last stamp that stream `index` has been given."""
+        with self._lock:
+            return self._rings[index].newest()
 
     def clear(self) -> None:
         """Forgets all samples; the counts stay."""

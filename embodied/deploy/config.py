@@ -11,8 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from embodied.deploy.clock import Clock, SimulatedClock, SystemClock
 from embodied.deploy.contract import Contract, contract_from, load_contract
 from embodied.deploy.inference import Inference, ProcessInference, ThreadInference
+from embodied.deploy.lockstep import SteppedClock, SteppedInference
 from embodied.deploy.robot_sim import RobotSettings
 from embodied.deploy.schedule import ScheduleSettings
 from embodied.registry import build
@@ -60,6 +62,8 @@ class NodeConfig:
     name: str = "embodied"
     task: str | None = None
     use_sim_time: bool = False
+    lockstep: bool = False  # tick once for each step of `robot-sim robot.lockstep=true`, however long it takes
+    latency_s: float = 0.0  # with lockstep: simulated time from question to answer
     runs: Runs = Runs.thread
     autostart: bool = True  # configure and activate at once; false: wait for lifecycle services
     record: str | None = None  # a new folder for an MCAP bag of everything the node took and did
@@ -75,6 +79,8 @@ class RobotSimConfig:
     env: dict[str, Any] = field(default_factory=dict)
     robot: RobotSettings = field(default_factory=RobotSettings)
     network: Network = field(default_factory=Network)
+    tasks: list[int] | None = None  # of the suite; null: env.task
+    run: str | None = None  # an evaluation run's folder for the episodes
     out: str | None = None  # JSON file for the episodes' outcomes
 
 
@@ -103,8 +109,20 @@ def contract_of(deploy: Mapping[str, Any], path: str | None) -> Contract:
     return load_contract(Path(path)) if path is not None else contract_from(deploy)
 
 
-def make_inference(config: NodeConfig) -> Inference:
-    """The policy where the config wants it to run."""
+def make_clock(config: NodeConfig) -> Clock:
+    """The node's time: the machine's, /clock's or, in lockstep, the robot's."""
+    if config.lockstep:
+        return SteppedClock()
+    return SimulatedClock() if config.use_sim_time else SystemClock()
+
+
+def make_inference(config: NodeConfig, clock: Clock | None = None) -> Inference:
+    """The policy where the config wants it to run, and on the clock's time where that is stepped."""
+    inference = _inference(config)
+    return SteppedInference(inference, clock, config.latency_s) if isinstance(clock, SteppedClock) else inference
+
+
+def _inference(config: NodeConfig) -> Inference:
     if config.policy.get("runs_in") == "simulator":
         raise ValueError("policy=expert reads the simulator's state, a robot has none: choose another policy")
     if config.runs is Runs.process:

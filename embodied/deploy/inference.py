@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any, Protocol
@@ -54,6 +54,10 @@ class Inference(Protocol):
     def submit(self, request: Request) -> None: ...
 
     def poll(self) -> Result | None: ...
+
+    def finish(self) -> None:
+        """Waits for the inference under way, if there is one, and forgets it. Only lockstep has time for that."""
+        ...
 
     def close(self) -> None: ...
 
@@ -106,6 +110,11 @@ class _Pool:
             return Result(request, error=f"{type(error).__name__}: {error}"[:1000])
         chunk, value, seconds = future.result()
         return Result(request, chunk, value, None, seconds)
+
+    def finish(self) -> None:
+        while self.busy:
+            wait([self._future] if self._future is not None else [])
+            self.poll()
 
     def close(self) -> None:
         if self._executor is not None:

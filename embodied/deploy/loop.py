@@ -75,8 +75,11 @@ class ControlLoop:
         send: Send,
         aligner: Aligner | None = None,
         warmup_timeout_s: float = 120.0,
+        answers_at_once: bool = False,
     ) -> None:
+        """answers_at_once: an answer that is there when the tick has asked is used in the same tick (lockstep)."""
         spec = inference.spec
+        self.answers_at_once = answers_at_once
         self.contract, self.inference, self.clock, self.send = contract, inference, clock, send
         self.aligner = aligner or Aligner(contract)
         self.scheduler = make_scheduler(schedule, spec.chunk, schedule.replan or spec.replan)
@@ -138,6 +141,8 @@ class ControlLoop:
         self._watch(tick, aligned)
         if self.state in (LoopState.waiting, LoopState.running):
             self._ask(tick, aligned)
+            if self.answers_at_once:
+                self._collect(tick)
         self._act(tick)
         tick.state = self.state
         self._step += 1
@@ -190,6 +195,9 @@ class ControlLoop:
                 self._latch(tick, [Trouble(kind, reason)])
 
     def _restart(self) -> None:
+        if self.answers_at_once:  # so that an episode does not begin differently after a long answer to the last one
+            self.inference.finish()
+            self._asked_ns = None
         self.scheduler.reset()
         self.watchdog.reset()
         self.safety.reset()
@@ -253,7 +261,8 @@ class ControlLoop:
         if self.inference.busy or aligned.missing or blocked or not self.scheduler.wants(tick.step):
             return
         batch: dict[str, Any] = {
-            key: [value] if isinstance(value, str) else value[None] for key, value in aligned.features.items()
+            key: [value] if isinstance(value, str) else np.array(value[None])  # a message's own buffer is read-only
+            for key, value in aligned.features.items()
         }
         batch.setdefault("task", [self.task])
         begins = Episode("robot", 0, self._number, instruction=self.task or None)

@@ -26,6 +26,7 @@ from embodied.deploy.contract_check import require_match
 from embodied.deploy.convert import decode, encode_action, stamp_of
 from embodied.deploy.inference import Inference
 from embodied.deploy.lifecycle import Lifecycle, LifecycleState, Transition
+from embodied.deploy.lockstep import Lockstep, SteppedClock, SteppedInference
 from embodied.deploy.loop import ControlLoop
 from embodied.deploy.messages import nanoseconds
 from embodied.deploy.rtc import PrefixPolicy
@@ -53,7 +54,13 @@ class Node:
         self.name = "/" + name.strip("/")
         self.clock = clock or SystemClock()
         self.aligner = Aligner(contract)
-        self.loop = ControlLoop(contract, schedule, inference, self.clock, self._send, self.aligner, warmup_timeout_s)
+        stepped = isinstance(self.clock, SteppedClock)
+        self.loop = ControlLoop(
+            contract, schedule, inference, self.clock, self._send, self.aligner, warmup_timeout_s, stepped
+        )
+        self.lockstep: Lockstep | None = None
+        if isinstance(self.clock, SteppedClock):
+            self.lockstep = Lockstep(contract, bus, self.clock, self.aligner, self.name)
         self.lifecycle = Lifecycle(self._work)
         self.unchecked: list[str] = []
         self.on_action: list[Published] = []
@@ -116,9 +123,17 @@ class Node:
             self._configure()
         elif transition is Transition.activate:
             self._stop_loop.clear()
-            self._control = self._executor.submit(self.loop.run, self._stop_loop)
+            if isinstance(self.inference, SteppedInference):
+                self.inference.ending.clear()
+            self._control = self._executor.submit(self._run_loop)
         elif state is LifecycleState.active:
             self._end_loop()
+
+    def _run_loop(self) -> None:
+        if self.lockstep is None:
+            self.loop.run(self._stop_loop)
+        else:
+            self.lockstep.run(self.loop, self._stop_loop)
 
     def _configure(self) -> None:
         spec = self.inference.spec
@@ -134,7 +149,9 @@ class Node:
             return  # configured before
         action = self.contract.action
         self._publish = self.bus.advertise(action.topic, action.type, action.qos)
-        if isinstance(self.clock, SimulatedClock):
+        if self.lockstep is not None:
+            self.lockstep.start()
+        elif isinstance(self.clock, SimulatedClock):
             self.bus.subscribe("/clock", "rosgraph_msgs/msg/Clock", QosProfile.sensor, self._set_clock)
         for index, stream in enumerate(self.contract.streams):
             self._subscribe(index, stream)
@@ -149,6 +166,8 @@ class Node:
     def _end_loop(self) -> None:
         """The loop's last act is to hold."""
         self._stop_loop.set()
+        if isinstance(self.inference, SteppedInference):
+            self.inference.ending.set()
         try:
             if self._control is not None:
                 self._control.exception(timeout=END_TIMEOUT_S)

@@ -6,6 +6,7 @@ from types import SimpleNamespace as Ns
 from typing import TYPE_CHECKING, Any
 
 from embodied.deploy import messages
+from embodied.deploy.clock import SimulatedClock
 from embodied.deploy.contract import QosProfile
 from embodied.deploy.lifecycle import LifecycleState
 from embodied.deploy.loop import LoopState
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from embodied.deploy.node import Node
 
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
-NOT_SET, BOOL, DOUBLE, STRING = 0, 1, 3, 4
+NOT_SET, BOOL, INTEGER, DOUBLE, STRING = 0, 1, 2, 3, 4
 MAX_TASK = 1000
 
 
@@ -49,14 +50,16 @@ def state(node: Node) -> Ns:
     return _state(node.lifecycle.state)
 
 
-def parameters(node: Node) -> dict[str, bool | float | str]:
+def parameters(node: Node) -> dict[str, bool | int | float | str]:
     """What `ros2 param list` shows."""
     return {
-        "use_sim_time": type(node.clock).__name__ == "SimulatedClock",
+        "use_sim_time": isinstance(node.clock, SimulatedClock),
         "task": node.loop.task,
         "contract": node.contract.name,
         "policy": node.inference.spec.name,
         "policy_digest": node.inference.spec.digest,
+        "chunk": node.inference.spec.chunk,
+        "replan": node.schedule.replan or node.inference.spec.replan,
         "rate_hz": node.contract.rate_hz,
     }
 
@@ -147,14 +150,16 @@ def _transitions(node: Node) -> Ns:
     return Ns(available_transitions=described)
 
 
-def _value(value: bool | float | str | None) -> Ns:
-    kinds = {bool: BOOL, float: DOUBLE, str: STRING}
+def _value(value: bool | int | float | str | None) -> Ns:
+    kinds = {bool: BOOL, int: INTEGER, float: DOUBLE, str: STRING}
     result = Ns(
         type=kinds.get(type(value), NOT_SET), bool_value=False, integer_value=0, double_value=0.0, string_value="",
         byte_array_value=[], bool_array_value=[], integer_array_value=[], double_array_value=[], string_array_value=[],
     )  # fmt: skip
     if isinstance(value, bool):
         result.bool_value = value
+    elif isinstance(value, int):
+        result.integer_value = value
     elif isinstance(value, float):
         result.double_value = value
     elif isinstance(value, str):

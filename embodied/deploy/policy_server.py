@@ -95,7 +95,7 @@ class PolicyServer:
         observation: dict[str, Any] = {}
         for feature, values in parts.items():
             joined = values[0] if len(values) == 1 else np.concatenate(values)
-            observation[feature] = [joined] if isinstance(joined, str) else joined[None]
+            observation[feature] = [joined] if isinstance(joined, str) else np.array(joined[None])
         observation.setdefault("task", [str(request.get(PROMPT, self.contract.task))[:4096]])
         return observation
 

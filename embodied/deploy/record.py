@@ -94,6 +94,7 @@ class Recorder(_Writing):
             "policy": node.inference.spec.name,
             "policy_digest": node.inference.spec.digest,
             "warmup_timeout_s": node.loop.watchdog.warmup_timeout_s,
+            "answers_at_once": node.loop.answers_at_once,
         }
         self._put(f"{node.name}/recording", TEXT, messages.text_message(json.dumps(about)), node.clock.now_ns())
         node.aligner.on_put = self._sample

@@ -60,6 +60,9 @@ class RecordedInference:
         chunk, _, seconds = infer(self.policy, None, request)
         return Result(request, chunk, self.allowed["value"], None, seconds)
 
+    def finish(self) -> None:
+        self._request = None
+
     def close(self) -> None:
         pass
 
@@ -85,7 +88,9 @@ def replay(entries: Iterable[tuple[str, str, int, bytes]], policy: Policy) -> Re
     if about["policy_digest"] != policy.spec.digest:
         raise ValueError(f"the recording is of policy {about['policy']} ({about['policy_digest']}), got {policy.spec}")
     contract, schedule = contract_from(about["contract"]), schedule_from(about["schedule"])
-    return _Replay(contract, schedule, policy, about["warmup_timeout_s"], held).run(records)
+    run = _Replay(contract, schedule, policy, about["warmup_timeout_s"], held)
+    run.loop.answers_at_once = bool(about.get("answers_at_once", False))
+    return run.run(records)
 
 
 class _Replay:

@@ -1,21 +1,25 @@
 """A simulated robot: a simulator environment behind a bus, as a real robot's driver would be.
 
 It publishes the contract's streams and obeys the contract's actions, either in real time (one control step a period;
-a period without a command holds still, as a driver's own watchdog would) or in lockstep (one control step for each
-command, as fast as both sides can). Images are rendered every `image_every` steps: rendering is what costs.
+a period without a command holds still, as a driver's own watchdog would) or in lockstep with a node (one control step
+for each of its ticks, as fast as both sides can: `embodied.deploy.lockstep`). Images are rendered every `image_every`
+steps: rendering is what costs.
 
     /robot_sim/success    std_msgs/msg/Bool, whether the task's success predicate holds
     /robot_sim/status     std_msgs/msg/String, JSON: episode, step, success, commands, missed
     /robot_sim/reset      std_srvs/srv/Trigger: the next episode
+    /clock                in lockstep: simulated time
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import queue
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace as Ns
 from typing import Any
@@ -27,12 +31,15 @@ from embodied.deploy.bus import Bus, Publish
 from embodied.deploy.clock import Clock, SystemClock
 from embodied.deploy.contract import IMAGE_TYPES, ActionMode, Contract, QosProfile, Stream, unit_factor
 from embodied.deploy.convert import decode_action
-from embodied.protocols import SimEnv
+from embodied.deploy.lockstep import ROBOT_STEP, TEXT, Step, read_stepped, step_message
+from embodied.evaluation.records import state_digest
+from embodied.protocols import Episode, SimEnv, Task
 from embodied.schema import ACTION_NAMES, STATE, STATE_NAMES
 
 NAME = "/robot_sim"
+STAMPED = ("sensor_msgs/msg/Image", "sensor_msgs/msg/JointState")
 BACKLOG = 4  # commands that wait for a simulator that is slower than real time; older ones are dropped
-LOCKSTEP_RETRY_S = 0.5  # without a command the state is published again: a lost message must not stop both sides
+LOCKSTEP_RETRY_S = 0.5  # without an answer the step is published again: a lost message must not stop both sides
 
 
 @dataclass
@@ -45,25 +52,47 @@ class RobotSettings:
     max_steps: int = 0  # 0: the task's own
     image_every: int = 4
     lockstep: bool = False
-    reset_service: str = "/embodied/reset"  # called at the start of every episode; empty: nobody is told
-    reset_timeout_s: float = 60.0
+    node: str = "/embodied"  # told to begin anew at the start of every episode; empty: nobody is told
+    answer_timeout_s: float = 120.0  # a node that is silent for so long is not there
+
+
+@dataclass
+class Played:
+    """One episode as it went: actions (n, 7) executed, snapshot of its start, digest of the last state."""
+
+    episode: Episode
+    task: Task
+    success: bool
+    actions: np.ndarray
+    snapshot: dict[str, np.ndarray]
+    end: str
+    wall_s: float
 
 
 class SimulatedRobot:
     """`run` plays the episodes in the calling thread and returns whether each succeeded."""
 
     def __init__(
-        self, env: SimEnv, contract: Contract, bus: Bus, settings: RobotSettings, clock: Clock | None = None
+        self,
+        env: SimEnv,
+        contract: Contract,
+        bus: Bus,
+        settings: RobotSettings,
+        clock: Clock | None = None,
+        on_played: Callable[[Played], None] = lambda _: None,
     ) -> None:
         _require_same_elements(contract)
         self.env, self.contract, self.bus, self.settings = env, contract, bus, settings
         self.clock = clock or SystemClock()
+        self.on_played = on_played
         self.counts: Counter[str] = Counter()
         self.successes: list[bool] = []
         self._commands: queue.Queue[np.ndarray] = queue.Queue(maxsize=BACKLOG)
         self._next = threading.Event()
         self._gripper = 0.0
         self._publishers: list[tuple[Stream, Publish]] = []
+        self._stepped: queue.Queue[tuple[int, bool]] = queue.Queue()
+        self._now_ns = self.clock.now_ns()  # in lockstep: simulated time
 
     def start(self) -> None:
         action = self.contract.action
@@ -71,8 +100,12 @@ class SimulatedRobot:
         self.bus.subscribe(action.topic, action.type, action.qos, self._command)
         self._publishers = [(s, self.bus.advertise(s.topic, s.type, s.qos)) for s in self.contract.streams]
         self._success = self.bus.advertise(f"{NAME}/success", "std_msgs/msg/Bool", QosProfile.latched)
-        self._status = self.bus.advertise(f"{NAME}/status", "std_msgs/msg/String", QosProfile.latched)
+        self._status = self.bus.advertise(f"{NAME}/status", TEXT, QosProfile.latched)
         self.bus.serve(f"{NAME}/reset", "std_srvs/srv/Trigger", self._reset_service)
+        if self.settings.lockstep:
+            self._publish_clock = self.bus.advertise("/clock", "rosgraph_msgs/msg/Clock", QosProfile.sensor)
+            self._publish_step = self.bus.advertise(ROBOT_STEP, TEXT, QosProfile.reliable)
+            self.bus.subscribe(f"{self.settings.node}/stepped", TEXT, QosProfile.reliable, self._take_stepped)
 
     def run(self, stop: threading.Event) -> list[bool]:
         """Plays the episodes of the settings, or until `stop` is set."""
@@ -82,46 +115,90 @@ class SimulatedRobot:
             self.successes.append(self._episode(episode, stop))
         return self.successes
 
-    def _episode(self, episode: int, stop: threading.Event) -> bool:
-        first = self.settings.first_init_state
-        options = {} if first is None else {"init_state": first + episode}
-        _, info = self.env.reset(seed=self.settings.seed + episode, options=options)
+    def _episode(self, number: int, stop: threading.Event) -> bool:
+        settings, began = self.settings, self.clock.monotonic_ns()
+        first = settings.first_init_state
+        init_state, seed = None if first is None else first + number, settings.seed + number
+        _, info = self.env.reset(seed=seed, options={} if init_state is None else {"init_state": init_state})
+        snapshot = self.env.snapshot()
         self._next.clear()
         self._reset_node(stop)
-        while not self._commands.empty():
-            self._commands.get_nowait()
+        self._drain()
         self._gripper = 0.0
-        success, step, limit = bool(info.get("success", False)), 0, self.settings.max_steps or self.env.task.max_steps
-        due = self.clock.monotonic_ns()
-        self._publish_streams(True)
-        while step < limit and not success and not stop.is_set() and not self._next.is_set():
-            action = self._take(due, stop)
-            if action is None:
-                continue
-            success = self.env.run_steps(action[None].astype(np.float32)).success
-            step += 1
-            self._publish_streams(step % self.settings.image_every == 0)
-            due = max(due + round(self.contract.period_s * 1e9), self.clock.monotonic_ns() - 10**9)
-        self._report(episode, step, success)
+        success, actions = bool(info.get("success", False)), self._actions(stop)
+        limit = settings.max_steps or self.env.task.max_steps
+        executed: list[np.ndarray] = []
+        while len(executed) < limit and not success and not stop.is_set() and not self._next.is_set():
+            action = next(actions).astype(np.float32)
+            if stop.is_set():
+                break
+            success = self.env.run_steps(action[None]).success
+            executed.append(action)
+        self._report(number, len(executed), success)
+        if not (stop.is_set() or self._next.is_set()) or success:
+            task = self.env.task
+            episode = Episode(task.suite, task.index, seed, init_state)
+            done = np.stack(executed) if executed else np.zeros((0, len(ACTION_NAMES)), np.float32)
+            end = state_digest({STATE: self.env.observe(images=False)[STATE]})
+            wall = (self.clock.monotonic_ns() - began) / 1e9
+            self.on_played(Played(episode, task, success, done, snapshot, end, wall))
         return success
 
-    def _take(self, due: int, stop: threading.Event) -> np.ndarray | None:
-        """The next command. In real time at `due`, the newest one or the hold action; in lockstep whenever it comes."""
-        if self.settings.lockstep:
-            try:
-                return self._commands.get(timeout=LOCKSTEP_RETRY_S)
-            except queue.Empty:
-                self._publish_streams(True)
-                return None
-        self.clock.wait_until(due, stop)
-        command = self._next_command()
-        if command is not None:
-            return command
-        self.counts["missed"] += 1
+    def _actions(self, stop: threading.Event) -> Iterator[np.ndarray]:
+        """Publishes the state before each control step and yields the action of that step."""
+        period, due = round(self.contract.period_s * 1e9), self.clock.monotonic_ns()
+        for step in itertools.count():
+            images = step % self.settings.image_every == 0
+            if self.settings.lockstep:
+                command = self._exchange(images, stop)
+            else:
+                self._publish_streams(images)
+                self.clock.wait_until(due, stop)
+                due = max(due + period, self.clock.monotonic_ns() - 10**9)
+                command = self._next_command()
+            if command is None:
+                self.counts["missed"] += 1
+            yield self._held() if command is None else command
+
+    def _held(self) -> np.ndarray:
+        """What is executed in a period without a command."""
         held = np.zeros(len(self.contract.action.names), np.float32)
         if self.contract.action.mode is ActionMode.delta:
             held[[name in self.contract.action.gripper for name in self.contract.action.names]] = self._gripper
         return held
+
+    def _exchange(self, images: bool, stop: threading.Event) -> np.ndarray | None:
+        """One step of lockstep: the command of the node's tick at it, None when it sent none. ValueError: no node."""
+        self._now_ns += round(self.contract.period_s * 1e9)
+        sent = self._messages(images, self._now_ns)
+        stamps = {stream.topic: self._now_ns for stream, _, _ in sent if stream.type in STAMPED}
+        end = self.clock.monotonic_ns() + round(self.settings.answer_timeout_s * 1e9)
+        while not stop.is_set():
+            for _, publish, message in sent:
+                publish(message)
+            self._publish_clock(Ns(clock=messages.time_message(self._now_ns)))
+            self._publish_step(step_message(Step(self._now_ns, stamps)))
+            with contextlib.suppress(queue.Empty):
+                return self._answer()
+            if self.clock.monotonic_ns() > end:
+                raise ValueError(
+                    f"{self.settings.node} should answer a step, it is silent for {self.settings.answer_timeout_s} s: "
+                    "start `embodied node lockstep=true` on the same domain, with the same contract"
+                )
+        return None
+
+    def _answer(self) -> np.ndarray | None:
+        """Waits for the answer to the step under way. queue.Empty when none comes for a while."""
+        while True:
+            time_ns, sent = self._stepped.get(timeout=LOCKSTEP_RETRY_S)
+            if time_ns == self._now_ns:
+                return self._commands.get(timeout=self.settings.answer_timeout_s) if sent else None
+
+    def _take_stepped(self, message: Any) -> None:
+        try:
+            self._stepped.put(read_stepped(str(message.data)))
+        except ValueError:
+            self.counts["refused"] += 1
 
     def _next_command(self) -> np.ndarray | None:
         """The newest command; of motions (delta actions), which add up, the oldest that was not executed yet."""
@@ -132,23 +209,30 @@ class SimulatedRobot:
                 break
         return newest
 
+    def _drain(self) -> None:
+        while not self._commands.empty():
+            self._commands.get_nowait()
+
     def _reset_node(self, stop: threading.Event) -> None:
         """Shows the new scene until the node has begun a new episode. ValueError when it does not in time."""
-        if not self.settings.reset_service:
+        if not self.settings.node:
             return
-        end = self.clock.monotonic_ns() + round(self.settings.reset_timeout_s * 1e9)
-        refused = "no answer"
+        end = self.clock.monotonic_ns() + round(self.settings.answer_timeout_s * 1e9)
+        service = f"{self.settings.node}/reset"
         while not stop.is_set():
-            self._publish_streams(True)
+            if self.settings.lockstep:
+                self._exchange(True, stop)
+                self._drain()
+            else:
+                self._publish_streams(True)
             try:
-                answer = self.bus.call(self.settings.reset_service, "std_srvs/srv/Trigger", Ns(), timeout_s=0.5)
+                answer = self.bus.call(service, "std_srvs/srv/Trigger", Ns(), timeout_s=0.5)
             except TimeoutError:
                 answer = Ns(success=False, message="no answer")
             if answer.success:
                 return
-            refused = answer.message
             if self.clock.monotonic_ns() > end:
-                raise ValueError(f"{self.settings.reset_service} should start an episode, it says: {refused}")
+                raise ValueError(f"{service} should start an episode, it says: {answer.message}")
 
     def _command(self, message: Any) -> None:
         """A command from the bus, clipped to the simulator's range; a bad one is refused and counted."""
@@ -166,12 +250,16 @@ class SimulatedRobot:
         self._commands.put_nowait(action)
 
     def _publish_streams(self, images: bool) -> None:
+        for _, publish, message in self._messages(images, self.clock.now_ns()):
+            publish(message)
+
+    def _messages(self, images: bool, stamp_ns: int) -> list[tuple[Stream, Publish, Any]]:
+        """What every stream would say now."""
         observation = self.env.observe(images=images)
-        now = self.clock.now_ns()
-        for stream, publish in self._publishers:
-            message = encode_stream(stream, observation, now)
-            if message is not None:
-                publish(message)
+        found = [
+            (stream, publish, encode_stream(stream, observation, stamp_ns)) for stream, publish in self._publishers
+        ]
+        return [(stream, publish, message) for stream, publish, message in found if message is not None]
 
     def _report(self, episode: int, step: int, success: bool) -> None:
         self._success(Ns(data=success))

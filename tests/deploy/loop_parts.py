@@ -79,6 +79,9 @@ class TimedInference:
         chunk, value, _ = infer(self.policy, self.value, request)
         return Result(request, chunk, value, None, self.latency_s)
 
+    def finish(self) -> None:
+        self._due = None
+
     def close(self) -> None:
         pass
 

@@ -11,8 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from embodied.config import compose_config
+from embodied.deploy.clock import SystemClock
 from embodied.deploy.contract import Contract, QosProfile, contract_from
-from embodied.deploy.inference import ThreadInference
+from embodied.deploy.inference import Inference, ThreadInference
+from embodied.deploy.lockstep import SteppedClock, SteppedInference
 from embodied.deploy.messages import array_message
 from embodied.deploy.node import Node
 from embodied.deploy.robot_sim import RobotSettings, SimulatedRobot
@@ -89,7 +91,12 @@ class GoRight:
 def test_two_episodes_to_success(lockstep: bool) -> None:
     hub, env = Hub(), Line()
     contract = libero_sim()
-    node = Node(contract, ScheduleSettings(mode=ScheduleMode["async"]), ThreadInference(GoRight()), InprocBus(hub))
+    clock = SteppedClock() if lockstep else SystemClock()
+    inference: Inference = ThreadInference(GoRight())
+    if isinstance(clock, SteppedClock):
+        inference = SteppedInference(inference, clock)
+    schedule = ScheduleSettings(mode=ScheduleMode["async"])
+    node = Node(contract, schedule, inference, InprocBus(hub), clock=clock)
     node.start()
     node.configure()
     node.activate()
@@ -106,7 +113,7 @@ def test_two_episodes_to_success(lockstep: bool) -> None:
 def test_bad_commands_are_refused() -> None:
     hub = Hub()
     contract = libero_sim()
-    robot = SimulatedRobot(Line(), contract, InprocBus(hub), RobotSettings(reset_service=""))
+    robot = SimulatedRobot(Line(), contract, InprocBus(hub), RobotSettings(node=""))
     robot.start()
     publish = InprocBus(hub).advertise("/action", "std_msgs/msg/Float64MultiArray", QosProfile.reliable)
     publish(array_message(np.zeros(3)))
