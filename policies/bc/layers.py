@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from embodied.attention import attend
+
 FEATURE_SCALE = 1 / 8  # the tower's maps have a standard deviation of about 8 on LIBERO's images
 
 
@@ -140,6 +142,6 @@ class Block(nn.Module):
         batch, tokens, width = x_BTD.shape
         qkv = self.qkv(self.norm[0](x_BTD)).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        mixed = attend(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
         x_BTD = x_BTD + self.out(mixed)
         return x_BTD + self.mlp(self.norm[1](x_BTD))

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from embodied.attention import attend
 from policies.prts.layout import MAIN, PAD, Layout, Role
 
 ATTENTION = "prts_roles"
@@ -132,7 +132,7 @@ def three_calls(
     ):
         if take_q.index_SL.numel() == 0:
             continue
-        out_SHLD = scaled_dot_product_attention(
+        out_SHLD = attend(
             take_q(query_BTHD), take_k(key_BTHD), take_k(value_BTHD),
             attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=grouped,
         )  # fmt: skip

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+
+from embodied.attention import attend
 
 
 @dataclass
@@ -75,7 +76,7 @@ class FlowBlock(nn.Module):
         inner_BHD = self.norm[0](x_BHD) * (1 + scale) + shift
         key, value = pair if pair is not None else self.keys_values(inner_BHD)
         seen = mask if self.cross else None
-        mixed = scaled_dot_product_attention(self._split(self.query(inner_BHD)), key, value, attn_mask=seen)
+        mixed = attend(self._split(self.query(inner_BHD)), key, value, attn_mask=seen)
         x_BHD = x_BHD + gate * self.out(mixed.transpose(1, 2).flatten(2))
         return x_BHD + gate_mlp * self.mlp(self.norm[1](x_BHD) * (1 + scale_mlp) + shift_mlp)
 
