@@ -12,6 +12,8 @@ from itertools import pairwise
 import mujoco
 import numpy as np
 
+from sim.expert.kernels import inside_boxes
+
 BIG = 0.25  # a box with two half sizes above this is a support (table, floor): sampled coarsely
 PLANE_HALF = 2.0  # an infinite plane is taken as a slab of this half size
 _CYLINDER_SIDES = 24
@@ -267,6 +269,10 @@ class GripperShape:
         boxes[:, 1] += [margin, margin, margin]
         return boxes
 
+    def closing(self, opening: float, margin: float) -> np.ndarray:
+        """(2 F, 2, 3): the fingers alone, each `opening` from the middle, grown by `margin`."""
+        return self.boxes(opening, 0.0, margin)[: 2 * len(self.finger)]
+
 
 def slab_boxes(points: np.ndarray, slabs: int) -> np.ndarray:
     """Bounding boxes (slabs, 2, 3) of points (N, 3) in equal slices along z, from low z to high."""
@@ -280,23 +286,7 @@ def slab_boxes(points: np.ndarray, slabs: int) -> np.ndarray:
 
 def hits(points: np.ndarray, rotation: np.ndarray, position: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """For hands at rotation (3, 3) and positions (K, 3): does any of points (N, 3) lie in boxes (B, 2, 3)? (K,)"""
-    local = points @ rotation
-    offset = np.asarray(position).reshape(-1, 3) @ rotation
-    found = np.zeros(len(offset), bool)
-    if not len(offset):
-        return found
-    lowest, highest = offset.min(0) + boxes[:, 0].min(0), offset.max(0) + boxes[:, 1].max(0)
-    local = local[np.all((local > lowest) & (local < highest), axis=1)]
-    for low, high in boxes[::-1]:
-        todo = np.flatnonzero(~found)
-        if not len(todo):
-            break
-        lower, upper = offset[todo] + low, offset[todo] + high
-        near = local[np.all((local > lower.min(0)) & (local < upper.max(0)), axis=1)]
-        hand, point = np.nonzero((near[:, 0] > lower[:, :1]) & (near[:, 0] < upper[:, :1]))
-        for axis in (1, 2):
-            value = near[point, axis]
-            inside = (value > lower[hand, axis]) & (value < upper[hand, axis])
-            hand, point = hand[inside], point[inside]
-        found[todo[hand]] = True
-    return found
+    offset = np.asarray(position, float).reshape(-1, 3) @ rotation
+    if not len(offset) or not len(points) or not len(boxes):
+        return np.zeros(len(offset), bool)
+    return inside_boxes(points, np.ascontiguousarray(rotation), offset, boxes)

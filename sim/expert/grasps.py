@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from sim.expert.geometry import Cloud, GripperShape, hits
+from sim.expert.kernels import touched
 
 YAWS = 12
 ANCHORS = 40
@@ -20,6 +21,7 @@ LOOKED_AT, ENOUGH = 250, 60  # candidates checked for collisions at first; free 
 CELL = np.array([0.008, 0.008, 0.0025])  # m, in the hand's axes; of a cell the best is kept
 _CORNERS = np.indices((2, 2, 2)).reshape(3, -1).T
 DEPTH_GAIN = 6.0  # per metre
+SKEW_COST = 20.0  # per metre between the middles of both contacts, across the closing direction
 SEAM_COST, SEAM_EDGE = 0.3, 0.003  # for contact across the seam of two solids; m looked at around a pad
 TOUCH = 0.004  # m: surface this close to the outermost point touches the finger
 MOST_POINTS = 2500  # of a surface looked at for contacts
@@ -28,6 +30,7 @@ MAX_WIDTH = 0.0715  # m between contacts, of 0.08 m fully open
 APPROACH = 0.12  # m of straight way in that has to be free
 LEVER_COST, WIDTH_COST, TURN_COST = 2.0, 1.0, 0.15  # per m, m and rad
 NARROW_GAP = 0.004  # m between half-open finger and object
+CLOSING, CLOSING_MARGIN = np.array([0.6, 0.3, 0.12]), 0.001  # of the reach: openings looked at between; m
 OWN_MARGIN, OTHER_MARGIN = 0.0015, 0.005  # m around the hand: to the object itself, to everything else
 
 
@@ -155,7 +158,9 @@ def _free(
         return
     if not search.narrow:
         stopped = blocked(position, rotation, gripper, own, obstacles, search.margin)
-        yield from ((int(i), gripper.reach, 0.0) for i in np.flatnonzero(~stopped))
+        free = np.flatnonzero(~stopped)
+        free = free[can_close(position[free], width[free], rotation, gripper, obstacles.points, gripper.reach)]
+        yield from ((int(i), gripper.reach, 0.0) for i in free)
         return
     palm = replace(gripper, finger=gripper.finger[:0])
     left = np.flatnonzero(~blocked(position, rotation, palm, own, obstacles, search.margin))
@@ -163,8 +168,26 @@ def _free(
         fits = left[width[left] / 2 + NARROW_GAP < opening]
         if len(fits):
             free = fits[~blocked(position[fits], rotation, gripper, own, obstacles, search.margin, opening)]
+            free = free[can_close(position[free], width[free], rotation, gripper, obstacles.points, opening)]
             yield from ((int(i), opening, cost) for i in free)
             left = np.setdiff1d(left, free)
+
+
+def can_close(
+    position: np.ndarray,
+    width: np.ndarray,
+    rotation: np.ndarray,
+    gripper: GripperShape,
+    points: np.ndarray,
+    opening: float,
+) -> np.ndarray:
+    """(K,): do fingers that close from `opening` meet no other thing's points (N, 3) before they touch the object?"""
+    result = np.ones(len(position), bool)
+    for between in CLOSING * gripper.reach:
+        ask = np.flatnonzero(result & (width / 2 < between) & (between < opening))
+        if len(ask):
+            result[ask] = ~hits(points, rotation, position[ask], gripper.closing(between, CLOSING_MARGIN))
+    return result
 
 
 def openings(gripper: GripperShape) -> list[tuple[float, float]]:
@@ -194,47 +217,23 @@ def contacts(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Antipodal closings of a hand at `rotation`, near `around` (K, 3, in the hand's axes).
 
-    Returns positions (M, 3) in the world, widths (M,) and quality (M,): antipodality plus a little for depth.
+    Returns positions (M, 3) in the world, widths (M,), quality (M,): antipodality, less for contacts that do not face
+    each other or lie across seams, plus a little for depth.
     """
     thin = slice(None, None, 1 + len(cloud) // MOST_POINTS)
     local, normal = cloud.points[thin] @ rotation, cloud.normals[thin] @ rotation[:, 0]
-    x, y, z = np.ascontiguousarray(local.T)
-    part = cloud.part[thin]
-    both = np.c_[normal, np.ones_like(normal)].astype(np.float32)
-    column = (np.abs(x - around[:, :1]) < gripper.reach) & (np.abs(y - around[:, 1:2]) < gripper.pad_y)  # (K, N)
-    surface = np.where(column, z, np.inf).min(1)
-    found_position, found_width, found_quality = [], [], []
-    for depth in DEPTHS:
-        middle = surface + depth
-        inside = column & (z > middle[:, None] + gripper.pad_z[0]) & (z < middle[:, None] + gripper.pad_z[1])
-        high = np.where(inside, x, -np.inf).max(1)
-        low = np.where(inside, x, np.inf).min(1)
-        plus = inside & (x > high[:, None] - TOUCH) & (normal > 0.2)
-        minus = inside & (x < low[:, None] + TOUCH) & (normal < -0.2)
-        plus_sum, minus_sum = plus.astype(np.float32) @ both, minus.astype(np.float32) @ both
-        count = np.minimum(plus_sum[:, 1], minus_sum[:, 1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            quality = np.minimum(plus_sum[:, 0] / plus_sum[:, 1], -minus_sum[:, 0] / minus_sum[:, 1])
-            width = high - low
-        good = (count >= 2) & (quality >= MIN_ANTIPODALITY) & (width < MAX_WIDTH) & (width > 0)
-        at = np.c_[(high[good] + low[good]) / 2, around[good, 1], middle[good]]
-        found_position.append(at @ rotation.T)
-        found_width.append(width[good])
-        edge = np.array([middle[good] + gripper.pad_z[0] - SEAM_EDGE, middle[good] + gripper.pad_z[1] + SEAM_EDGE])[
-            ..., None
-        ]
-        wide = (np.abs(y - around[good, 1:2]) < gripper.pad_y + SEAM_EDGE) & (z > edge[0]) & (z < edge[1])
-        wide &= np.abs(x - around[good, :1]) < gripper.reach
-        seam = across_seam(wide & (x > high[good, None] - SEAM_EDGE), part)
-        seam |= across_seam(wide & (x < low[good, None] + SEAM_EDGE), part)
-        found_quality.append(quality[good] + DEPTH_GAIN * depth - SEAM_COST * seam)
-    return np.concatenate(found_position), np.concatenate(found_width), np.concatenate(found_quality)
-
-
-def across_seam(touched: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """(K,): do the touched points (K, N) belong to several solids? Flush boxes can catch on the edges of a pad."""
-    first = np.where(touched, part, np.iinfo(part.dtype).max).min(1, initial=np.iinfo(part.dtype).max)
-    return first != np.where(touched, part, -1).max(1, initial=-1)
+    pad = np.array([gripper.reach, gripper.pad_y, *gripper.pad_z])
+    span, sums, seam = touched(local, normal, cloud.part[thin], around, np.array(DEPTHS), pad, TOUCH, SEAM_EDGE)
+    middle, low, high = np.moveaxis(span, 2, 0)
+    count = sums[..., 1].min(2)
+    mean = sums / np.maximum(sums[..., 1:2], 1)
+    quality = np.minimum(mean[:, :, 0, 0], -mean[:, :, 1, 0])
+    skew = np.linalg.norm(mean[:, :, 0, 2:] - mean[:, :, 1, 2:], axis=2)
+    width = high - low
+    good = (count >= 2) & (quality >= MIN_ANTIPODALITY) & (width < MAX_WIDTH) & (width > 0)
+    quality += DEPTH_GAIN * np.array(DEPTHS) - SKEW_COST * skew - SEAM_COST * seam
+    at = np.c_[(high[good] + low[good]) / 2, around[np.nonzero(good)[0], 1], middle[good]]
+    return at @ rotation.T, width[good], quality[good]
 
 
 def blocked(

@@ -51,12 +51,12 @@ class Reach:
         self.radius = float(np.linalg.norm(offset - self.middle))
         kind = type(scene.robot.robot_model).__name__
         if kind not in _LENGTHS:
-            random, longest = np.random.default_rng(0), 0.0
+            random, distance = np.random.default_rng(0), [0.0]
             for posture in random.uniform(self.low, self.high, (POSTURES, len(joints))):
                 self.data.qpos[self.qpos] = posture
                 mujoco.mj_kinematics(self.model, self.data)
-                longest = max(longest, np.linalg.norm(self.data.xanchor[wrist] - self.data.xanchor[shoulder]))
-            _LENGTHS[kind] = float(longest) + SPARE
+                distance.append(float(np.linalg.norm(self.data.xanchor[wrist] - self.data.xanchor[shoulder])))
+            _LENGTHS[kind] = max(distance) + SPARE
         self.length = _LENGTHS[kind]
 
     def within(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
