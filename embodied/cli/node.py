@@ -29,7 +29,11 @@ from embodied.registry import Registry
 def register(registry: Registry) -> None:
     from embodied.deploy.config import NodeConfig
 
-    registry.target("embodied.deploy.transports.openpi_client.RemotePolicy", "embodied.deploy.bench.DeployBench")
+    registry.target(
+        "embodied.deploy.transports.openpi_client.RemotePolicy",
+        "embodied.deploy.bench.DeployBench",
+        "embodied.deploy.node_task.NodeTaskBench",
+    )
     registry.schema(None, "node_schema", NodeConfig)
 
 

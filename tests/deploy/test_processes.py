@@ -8,9 +8,9 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace as Ns
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from long_inference import LONG_S, LongInference, openpi_python
 from loop_parts import until
 
 pytest.importorskip("cyclonedds", reason="the deploy extra is not installed")
@@ -152,22 +153,6 @@ print(json.dumps({"numpy": np.__version__, "metadata": client.get_server_metadat
 """
 
 
-def openpi_python() -> Path:
-    """An environment with the real openpi-client (numpy < 2), made once; skips where it cannot be made."""
-    folder = Path(tempfile.gettempdir()) / "embodied-openpi-client"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [str(python), "-m", "pip", "install", "-q", "openpi-client==0.1.2", "typing_extensions"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-            if done.returncode != 0:
-                pytest.skip(f"openpi-client cannot be installed here: {done.stderr.strip()[-200:]}")
-        (folder / "ready").touch()
-    return python
-
-
 def test_the_real_openpi_client(tmp_path: Path) -> None:
     pytest.importorskip("websockets", reason="the deploy extra is not installed")
     python = openpi_python()
@@ -189,3 +174,18 @@ def test_the_real_openpi_client(tmp_path: Path) -> None:
     assert seen["single"] == [[7]] * 7
     assert "infer_ms" in seen["timing"]
     assert server.returncode == 0
+
+
+def test_an_inference_of_50_seconds_with_the_real_client(long_inference: LongInference | None) -> None:
+    """More than twice the client's keep-alive of 20 s: pings are answered, and so is the health check."""
+    if long_inference is None:
+        pytest.skip("openpi-client cannot be installed here")
+    client = long_inference.client
+    if client.poll() is None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{long_inference.server.port}/healthz", timeout=20) as health:
+            assert health.read() == b"OK\n"
+    output, errors = client.communicate(timeout=180)
+    assert client.returncode == 0, errors
+    seen = json.loads(output)
+    assert seen["seconds"] >= LONG_S
+    assert seen["shape"] == seen["again"] == [4, 7]
