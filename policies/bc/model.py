@@ -18,7 +18,8 @@ from embodied.schema import ACTION, ACTION_DIM, IMAGE_KEYS, STATE, STATE_DIM, TA
 from embodied.training.augment import StateNoise
 from embodied.transforms import Normalize, RotationTo6D, Transform
 from embodied.vision import TowerFeatures, VisionTower
-from policies.bc.layers import Block, KeypointReader, LanguagePool, StateEncoder
+from policies.bc.layers import Block, LanguagePool
+from policies.layers import KeypointReader, StateEncoder
 
 STATE_6D = STATE_DIM + 3  # axis-angle as six numbers
 POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)

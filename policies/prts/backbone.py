@@ -54,9 +54,10 @@ class Words:
 
 
 class Backbone(Protocol):
-    """A torch module with these methods. `width` is D."""
+    """A torch module with these methods. `width` is D; `packs`: it takes all samples of a batch in one row."""
 
     width: int
+    packs: bool
 
     def set_trainable(self, trainable: bool) -> None:
         """Which of its parameters require gradients: those it trains, or none."""

@@ -27,7 +27,7 @@ from policies.prts.backbone import Backbone, Batch, Observed, Words, append
 from policies.prts.contrastive import CRLConfig, CRLHeads, Pairs, contrastive_losses, discount_weights, goal_ids
 from policies.prts.decoding import sample_tokens
 from policies.prts.fast_tokenizer import FastTokenizer
-from policies.prts.flow import FlowConfig, FlowExpert
+from policies.prts.flow import FlowConfig, FlowExpert, Prefix
 from policies.prts.layout import CRLPositions, Layout, Role, make_layout
 
 STAGES = ("pretrain", "posttrain", "joint")
@@ -44,8 +44,8 @@ class PRTSConfig:
     """
 
     chunk: int = 10
-    fast_vocab: int = 512
-    fast_scale: float = 10.0
+    fast_vocab: int = 1024
+    fast_scale: float = 5.0
     contrastive: float = 1.0
     positions: str = CRLPositions.AFTER_STATE.value
     head: str = "fast"
@@ -105,12 +105,22 @@ class PRTS(nn.Module):
         self.stage, self.head = stage, "fast" if stage == "pretrain" else "flow"
         self.requires_grad_(True)
         contrastive = stage != "posttrain" and self.settings.contrastive > 0
-        for module in (self.crl, self.expert, self.embed_action, self.action_head):
-            module.requires_grad_(stage == "joint" or (module is self.expert) == (stage == "posttrain"))
+        self.embed_action.requires_grad_(stage != "posttrain")
+        self.action_head.requires_grad_(stage != "posttrain")
+        for module in self.expert_modules():
+            module.requires_grad_(stage != "pretrain")
         self.crl.requires_grad_(contrastive)
         self.phi_token.requires_grad_(contrastive)
         self.psi_token.requires_grad_(contrastive)
         self.backbone.set_trainable(stage != "posttrain" or self.settings.train_backbone)
+
+    def expert_modules(self) -> list[nn.Module]:
+        """What the flow loss trains besides the backbone."""
+        return [self.expert]
+
+    def look_again(self, batch: Batch, instruction_BD: Tensor) -> Tensor | None:  # noqa: ARG002
+        """More context (B, N, D) for the expert, of the observation under the instruction's last hidden state."""
+        return None
 
     def method_config(self) -> dict[str, Any]:
         """The constructor's arguments beside the backbone's, with the tokenizer and the head that acts."""
@@ -200,7 +210,8 @@ class PRTS(nn.Module):
                 blocks[Role.ACTION] = (embedded_BND, actions.count_B)
             if phi:
                 blocks[Role.CRL_ACTION] = (append(embedded_BND, actions.count_B, self.phi_token), actions.count_B + 1)
-        layout = self._layout({role: count for role, (_, count) in blocks.items()}, observed)
+        packed = cache is None and self.backbone.packs
+        layout = self._layout({role: count for role, (_, count) in blocks.items()}, observed, packed)
         rows_BTD = layout.assemble({role: tokens for role, (tokens, _) in blocks.items()})
         return Encoded(layout, self.backbone.run(rows_BTD, layout, observed, cache), words, actions)
 
@@ -230,8 +241,7 @@ class PRTS(nn.Module):
         """Observation after the pipeline -> normalised actions (B, H, A), by the head that was trained last."""
         observed, words = self.backbone.observe(batch), self.backbone.words(batch[TASK])
         if self.head == "flow":
-            context_BND, real_BN = self._context(self.encode(observed, words))
-            return self.expert.sample(self.expert.prefix(context_BND, real_BN), noise_BHA)
+            return self.expert.sample(self.prefix(self.encode(observed, words), batch), noise_BHA)
         cache = DynamicCache()
         encoded = self.encode(observed, words, cache=cache)
         tokenizer = self._fast()
@@ -257,11 +267,13 @@ class PRTS(nn.Module):
         count_B[first_U] = words.goal_count_U + 1
         return tokens_UND.index_select(0, words.index_B), count_B
 
-    def _layout(self, counts: dict[Role, Tensor], observed: Observed | None) -> Layout:
+    def _layout(self, counts: dict[Role, Tensor], observed: Observed | None, packed: bool) -> Layout:
+        """One sample a row, or (packed) all in one row, without padding."""
         some = next(iter(counts.values()))
         counts_SR = torch.stack([counts.get(role, torch.zeros_like(some)) for role in Role], dim=1)
         span = None if observed is None else observed.span_B
-        return make_layout(counts_SR, positions=CRLPositions(self.settings.positions), span=span)
+        rows = torch.zeros(len(some), dtype=torch.long) if packed else None
+        return make_layout(counts_SR, rows=rows, positions=CRLPositions(self.settings.positions), span=span)
 
     def _imitation_loss(self, encoded: Encoded) -> dict[str, Tensor]:
         """Cross-entropy of each action token, given the observation, the instruction and the tokens before it."""
@@ -284,14 +296,18 @@ class PRTS(nn.Module):
         pairs = Pairs(self.phi(encoded), psi_BD, goal_B, weight_B)
         return contrastive_losses(pairs, self.crl, self.settings.crl.chunk)
 
-    def _context(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        return encoded.layout.pick(encoded.hidden_BTD, Role.VISION_STATE, Role.INSTRUCTION)
+    def prefix(self, encoded: Encoded, batch: Batch, stop: bool = False) -> Prefix:
+        """What the expert needs of one backbone pass. `stop`: no gradient into the backbone."""
+        hidden_BTD = encoded.hidden_BTD.detach() if stop else encoded.hidden_BTD
+        context_BND, real_BN = encoded.layout.pick(hidden_BTD, Role.VISION_STATE, Role.INSTRUCTION)
+        more_BND = self.look_again(batch, encoded.layout.last(hidden_BTD, Role.INSTRUCTION))
+        if more_BND is not None:
+            context_BND = torch.cat([context_BND, more_BND.to(context_BND.dtype)], dim=1)
+            real_BN = torch.cat([real_BN, real_BN.new_ones(more_BND.shape[:2])], dim=1)
+        return self.expert.prefix(context_BND, real_BN)
 
     def _flow_loss(self, encoded: Encoded, batch: Batch, stop: bool) -> Tensor:
-        """`stop`: no gradient into the backbone."""
-        context_BND, real_BN = self._context(encoded)
-        prefix = self.expert.prefix(context_BND.detach() if stop else context_BND, real_BN)
-        return self.expert.loss(batch[ACTION], ~batch[f"{ACTION}_is_pad"], prefix)
+        return self.expert.loss(batch[ACTION], ~batch[f"{ACTION}_is_pad"], self.prefix(encoded, batch, stop))
 
 
 def check_stage(stage: str) -> None:

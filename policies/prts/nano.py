@@ -1,16 +1,16 @@
 """PRTS's small backbone: frozen EfficientNet-Lite0 and MiniLM features, a small decoder of transformers' Qwen3 blocks.
 
 An image becomes a grid of patch tokens (each from the fine and coarse features of its patch) and keypoint tokens (where
-learnt features are, to a fraction of a patch); the state becomes one token; a word piece becomes one token.
+learnt features are, to a fraction of a patch); the state becomes one token; a word piece becomes one token. The action
+expert reads keypoints of its own under the instruction; VISION_STATE tokens must not know it, since phi sees them.
 
 Shapes: B samples, N tokens of a block, U distinct instructions, T tokens of a row, D width, C channels, h w cells.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -24,26 +24,28 @@ from embodied.language import LanguageTower
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, STATE_DIM
 from embodied.transforms import Normalize, RotationTo6D, Transform
 from embodied.vision import TowerFeatures, VisionTower
+from policies.layers import FEATURE_SCALE, KeypointReader, StateEncoder
 from policies.prts.attention import ATTENTION, make_plan
 from policies.prts.backbone import Batch, Observed, Words, distinct
 from policies.prts.layout import Layout
 from policies.prts.model import PRTS, PRTSConfig, check_stage
 
-FEATURE_SCALE = 1 / 8  # the tower's maps have a standard deviation of about 8 on LIBERO's images
+Shape = tuple[int, int, int]
 STATE_6D = STATE_DIM + 3  # axis-angle as six numbers
 POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 
 
 @dataclass
 class NanoConfig:
-    """Sizes. grid: patch tokens along an image's side; keypoints: learnt features of a camera whose places are read."""
+    """Sizes. grid: patch tokens along the side of each camera's image; keypoints: learnt features of a camera whose
+    places are read, by the backbone and, under the instruction, by the action expert."""
 
     width: int = 192
     layers: int = 4
     heads: int = 6
     key_value_heads: int = 2
     mlp: int = 512
-    grid: int = 4
+    grid: list[int] = field(default_factory=lambda: [4, 2])
     keypoints: int = 32
     hidden: int = 64
     image_size: int = 128
@@ -54,31 +56,20 @@ class NanoConfig:
 class CameraTokens(nn.Module):
     """One camera's fine and coarse maps (B, C, h, w) -> patch and keypoint tokens (B, grid * grid + 2, D)."""
 
-    def __init__(self, fine: tuple[int, int, int], coarse: tuple[int, int, int], config: NanoConfig) -> None:
+    def __init__(self, fine: Shape, coarse: Shape, grid: int, config: NanoConfig) -> None:
         super().__init__()
-        if fine[1] % config.grid or coarse[1] % config.grid:
-            raise ValueError(
-                f"grid should divide the maps' sides {fine[1]} and {coarse[1]}, got {config.grid}: use 2, 4 or 8"
-            )
-        self.grid = config.grid
-        inside = [maps[0] * (maps[1] // config.grid) ** 2 for maps in (fine, coarse)]
+        if grid < 1 or fine[1] % grid or coarse[1] % grid:
+            raise ValueError(f"grid should divide the maps' sides {fine[1]} and {coarse[1]}, got {grid}: use 2, 4 or 8")
+        self.grid = grid
+        inside = [maps[0] * (maps[1] // grid) ** 2 for maps in (fine, coarse)]
         self.patch = nn.Sequential(
             nn.Linear(sum(inside), 2 * config.width), nn.GELU(), nn.Linear(2 * config.width, config.width)
         )
-        self.project = nn.ModuleList([nn.Conv2d(maps[0], config.hidden, 1) for maps in (fine, coarse)])
-        self.heat = nn.ModuleList([nn.Conv2d(config.hidden, config.keypoints, 1) for _ in range(2)])
-        self.token = nn.ModuleList([nn.Linear(3 * config.keypoints, config.width) for _ in range(2)])
+        self.keypoints = KeypointReader(fine, coarse, config.hidden, config.keypoints, None, config.width)
 
     def forward(self, fine_BChw: Tensor, coarse_BChw: Tensor) -> Tensor:
-        cells = [_cells(maps, self.grid) for maps in (fine_BChw, coarse_BChw)]
-        return torch.cat([self.patch(torch.cat(cells, dim=-1)), self._keypoints(fine_BChw, coarse_BChw)], dim=1)
-
-    def _keypoints(self, fine_BChw: Tensor, coarse_BChw: Tensor) -> Tensor:
-        coarse = self.project[1](coarse_BChw)
-        wider = functional.interpolate(coarse, size=fine_BChw.shape[-2:], mode="bilinear")
-        maps = (self.project[0](fine_BChw) + wider, coarse)
-        tokens = [self.token[i](_places(self.heat[i](functional.gelu(maps[i])))) for i in range(2)]
-        return torch.stack(tokens, dim=1)
+        cells = [_cells(maps.float() * FEATURE_SCALE, self.grid) for maps in (fine_BChw, coarse_BChw)]
+        return torch.cat([self.patch(torch.cat(cells, dim=-1)), self.keypoints(fine_BChw, coarse_BChw)], dim=1)
 
 
 def _cells(maps_BChw: Tensor, grid: int) -> Tensor:
@@ -87,48 +78,24 @@ def _cells(maps_BChw: Tensor, grid: int) -> Tensor:
     return functional.unfold(maps_BChw, side, stride=side).transpose(1, 2)
 
 
-def _places(heat_BKhw: Tensor) -> Tensor:
-    """Heat maps (B, K, h, w) -> expected column and row in [-1, 1] and the largest value of each: (B, 3 K).
-
-    Levine et al. 2016, "End-to-end training of deep visuomotor policies".
-    """
-    height, width = heat_BKhw.shape[-2:]
-    weight_BKhw = heat_BKhw.flatten(2).softmax(dim=-1).unflatten(-1, (height, width))
-    x_w = torch.linspace(-1, 1, width, device=heat_BKhw.device)
-    y_h = torch.linspace(-1, 1, height, device=heat_BKhw.device)
-    x_BK, y_BK = (weight_BKhw.sum(2) * x_w).sum(-1), (weight_BKhw.sum(3) * y_h).sum(-1)
-    return torch.cat([x_BK, y_BK, heat_BKhw.amax(dim=(2, 3))], dim=-1)
-
-
-class StateToken(nn.Module):
-    """State (B, S) -> one token (B, D). Sines of the position resolve millimetres inside a range of metres."""
-
-    def __init__(self, state: int, width: int, octaves: int = 4, position: int = 3) -> None:
-        super().__init__()
-        self.octaves, self.position = octaves, position
-        size = state + 2 * octaves * position
-        self.net = nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
-
-    def forward(self, state_BS: Tensor) -> Tensor:
-        frequency = math.pi * 2.0 ** torch.arange(self.octaves, device=state_BS.device)
-        phase = (state_BS[:, : self.position, None] * frequency).flatten(1)
-        return self.net(torch.cat([state_BS, phase.sin(), phase.cos()], dim=-1))
-
-
 class NanoBackbone(nn.Module):
     """See the module; a Backbone whose frozen towers are no part of its state."""
+
+    packs = True
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
         if config.width % config.heads or config.heads % config.key_value_heads or (config.width // config.heads) % 2:
             raise ValueError(f"width / heads should be even and heads a multiple of key_value_heads, got {config}")
-        self.width = config.width
+        self.width, self.image_size = config.width, config.image_size
         self.features = TowerFeatures(VisionTower(config.vision), IMAGE_KEYS, config.image_size)
         self.language = LanguageTower(config.language)
-        shapes = [self.features.tower.shape(s, config.image_size) for s in sorted(self.features.tower.strides)]
-        self.cameras = nn.ModuleList([CameraTokens(shapes[0], shapes[1], config) for _ in IMAGE_KEYS])
-        self.state = StateToken(STATE_6D, config.width)
-        vision_state = len(IMAGE_KEYS) * (config.grid**2 + 2) + 1
+        if len(config.grid) != len(IMAGE_KEYS):
+            raise ValueError(f"grid should have a number for each of {', '.join(IMAGE_KEYS)}, got {config.grid}")
+        fine, coarse = self.map_shapes()
+        self.cameras = nn.ModuleList([CameraTokens(fine, coarse, grid, config) for grid in config.grid])
+        self.state = StateEncoder(STATE_6D, config.width)
+        vision_state = sum(grid**2 + 2 for grid in config.grid) + 1
         self.place = nn.Parameter(torch.randn(vision_state, config.width) * 0.02)
         self.word = nn.Sequential(nn.Linear(WORD_WIDTH, config.width), nn.LayerNorm(config.width))
         self.decoder = Qwen3Model(_qwen3(config))
@@ -138,11 +105,8 @@ class NanoBackbone(nn.Module):
         self.requires_grad_(trainable)
 
     def observe(self, batch: Batch) -> Observed:
-        columns = self.features.columns
-        if not all(name in batch for name in columns):
-            maps = self.features.maps({key: batch[key] for key in IMAGE_KEYS})
-            batch = {**batch, **{name: value.to(self.place.device) for name, value in maps.items()}}
-        tokens = [camera(*self._maps(batch, key)) for camera, key in zip(self.cameras, IMAGE_KEYS, strict=True)]
+        maps = self.maps(batch)
+        tokens = [camera(*maps[key]) for camera, key in zip(self.cameras, IMAGE_KEYS, strict=True)]
         tokens_BND = torch.cat([*tokens, self.state(batch[STATE])[:, None]], dim=1) + self.place
         count_B = torch.full((len(tokens_BND),), tokens_BND.shape[1], device=tokens_BND.device)
         return Observed(tokens_BND, count_B, count_B)
@@ -165,12 +129,18 @@ class NanoBackbone(nn.Module):
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
 
-    def _maps(self, batch: Batch, camera: str) -> list[Tensor]:
-        """Fine, then coarse."""
-        return [
-            batch[self.features.column(stride, camera)].float() * FEATURE_SCALE
-            for stride in sorted(self.features.tower.strides)
-        ]
+    def map_shapes(self) -> list[Shape]:
+        """(C, h, w) of the fine and of the coarse map."""
+        tower = self.features.tower
+        return [tower.shape(stride, self.image_size) for stride in sorted(tower.strides)]
+
+    def maps(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """Each camera's fine and coarse map (B, C, h, w): the batch's columns, else computed from its images."""
+        found: Mapping[str, Any] = batch
+        if not all(name in batch for name in self.features.columns):
+            found = self.features.maps({key: batch[key] for key in IMAGE_KEYS})
+        strides = sorted(self.features.tower.strides)
+        return {key: [found[self.features.column(s, key)].to(self.place.device) for s in strides] for key in IMAGE_KEYS}
 
 
 def _qwen3(config: NanoConfig) -> Qwen3Config:
@@ -201,6 +171,9 @@ class PRTSNano(PRTS):
         nano, settings = NanoConfig(**(backbone or {})), PRTSConfig(**(method or {}))
         super().__init__(NanoBackbone(nano), settings, fast)
         self.nano = nano
+        fine, coarse = self._nano().map_shapes()
+        sizes = (nano.hidden, nano.keypoints, nano.width, nano.width)
+        self.focus = nn.ModuleList([KeypointReader(fine, coarse, *sizes) for _ in IMAGE_KEYS])
         self.image_size, self.image_keys = nano.image_size, IMAGE_KEYS
         self.frozen = (nano.vision, nano.language)
 
@@ -221,6 +194,15 @@ class PRTSNano(PRTS):
     def windows(self, stage: str) -> WindowConfig:
         check_stage(stage)
         return WindowConfig(observations=[*self.features.columns, STATE], actions=[ACTION], chunk=self.chunk)
+
+    def expert_modules(self) -> list[nn.Module]:
+        return [*super().expert_modules(), self.focus]
+
+    def look_again(self, batch: Batch, instruction_BD: Tensor) -> Tensor:
+        """Keypoint tokens of both cameras (B, 4, D) under what the backbone made of the instruction."""
+        maps = self._nano().maps(batch)
+        readers = zip(self.focus, IMAGE_KEYS, strict=True)
+        return torch.cat([reader(*maps[key], instruction_BD) for reader, key in readers], dim=1)
 
     def _nano(self) -> NanoBackbone:
         assert isinstance(self.backbone, NanoBackbone)

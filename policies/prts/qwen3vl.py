@@ -67,6 +67,8 @@ class Bytes:
 class Qwen3VLBackbone(nn.Module):
     """See the module; a Backbone. `tokenizer` has `encode(text, add_special_tokens=False)`."""
 
+    packs = False  # positions and DeepStack features are those of one sample a row
+
     def __init__(self, model: Qwen3VLModel, tokenizer: Any, settings: Qwen3VLSettings) -> None:
         super().__init__()
         config: Any = model.config

@@ -19,7 +19,7 @@ BACKBONE = {
     "heads": 2,
     "key_value_heads": 1,
     "mlp": 48,
-    "grid": 2,
+    "grid": [2, 2],
     "keypoints": 4,
     "hidden": 8,
 }

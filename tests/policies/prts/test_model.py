@@ -21,8 +21,8 @@ def test_every_trained_parameter_of_a_stage_gets_a_gradient(nano, stage):
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     expected = {
         "pretrain": {"backbone", "embed_action", "action_head", "phi_token", "psi_token", "crl"},
-        "posttrain": {"backbone", "expert"},
-        "joint": {"backbone", "embed_action", "action_head", "phi_token", "psi_token", "crl", "expert"},
+        "posttrain": {"backbone", "expert", "focus"},
+        "joint": {"backbone", "embed_action", "action_head", "phi_token", "psi_token", "crl", "expert", "focus"},
     }
     assert trained == expected[stage]
     assert ("flow" in parts) == (stage != "pretrain")
@@ -164,6 +164,18 @@ def test_failures_are_negatives_only(nano):
     assert model.training_step(batch)[1]["goal_to_action"] > 0
 
 
+def test_all_samples_in_one_row_equal_one_sample_a_row(nano):
+    model = nano.tiny()
+    model.set_stage("joint")
+    batch = nano.batch_for(model, nano.five)
+    losses = []
+    for packs in (True, False):
+        model.backbone.packs = packs
+        torch.manual_seed(0)  # the flow's noise
+        losses.append(torch.stack(list(model.training_step(batch)[1].values())))
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+
+
 def test_errors_say_what_to_do(nano):
     model = nano.tiny()
     with pytest.raises(ValueError, match="stages pretrain, posttrain, joint, got 'bc'"):
@@ -174,7 +186,7 @@ def test_errors_say_what_to_do(nano):
     with pytest.raises(ValueError, match="head should be one of"):
         nano.tiny(head="other")
     with pytest.raises(ValueError, match="grid should divide"):
-        PRTSNano({**nano.backbone, "grid": 3})
+        PRTSNano({**nano.backbone, "grid": [3, 2]})
 
 
 @pytest.mark.slow
@@ -183,7 +195,7 @@ def test_frozen_towers_give_the_tokens():
     model = PRTSNano()
     images = {key: torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8) for key in IMAGE_KEYS}
     observed = model.backbone.observe({**images, STATE: torch.zeros(2, 11)})
-    assert observed.tokens_BND.shape == (2, 2 * (16 + 2) + 1, 192)
+    assert observed.tokens_BND.shape == (2, (16 + 2) + (4 + 2) + 1, 192)
     words = model.backbone.words(["pick up the alphabet soup", "pick up the ketchup", "pick up the alphabet soup"])
     assert words.index_B.tolist() == [0, 1, 0]
     assert words.first().tolist() == [0, 1]

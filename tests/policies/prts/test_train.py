@@ -19,7 +19,7 @@ from embodied.language import WIDTH
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, TASK
 from policies.prts.nano import PRTSNano
 
-SIZES = {"image_size": 32, "grid": 2}
+SIZES = {"image_size": 32, "grid": [2, 2]}
 TEXTS = ("put the bowl on the stove", "open the middle drawer of the cabinet")
 
 

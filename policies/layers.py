@@ -1,0 +1,104 @@
+"""What the small policies read an observation with: keypoints of frozen feature maps, and the state.
+
+Shapes: B batch, C channels, h w rows and columns of a map, P Q cells of the fine and the coarse map, H hidden channels,
+K keypoints, L language features, D width, S state numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+FEATURE_SCALE = 1 / 8  # the tower's maps have a standard deviation of about 8 on LIBERO's images
+STATE_POSITION = 3  # the first numbers of the state are a position
+
+
+class SpatialSoftmax(nn.Module):
+    """Heat of h x w cells (B, P, K), P = h w -> expected coordinates in [-1, 1] and the maximum of each: (B, 3 K).
+
+    Levine et al. 2016, "End-to-end training of deep visuomotor policies".
+    """
+
+    place_2P: torch.Tensor
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        self.register_buffer("place_2P", torch.stack([x.flatten(), y.flatten()]), persistent=False)
+
+    def forward(self, heat_BPK: torch.Tensor) -> torch.Tensor:
+        place_B2K = self.place_2P @ heat_BPK.softmax(dim=1)
+        return torch.cat([place_B2K.flatten(1), heat_BPK.amax(dim=1)], dim=-1)
+
+
+class KeypointReader(nn.Module):
+    """One camera's fine and coarse maps (B, C, h, w) -> two tokens (B, 2, D), read under the instruction if given.
+
+    1x1 convolutions (linear maps of cells), feature-wise modulation by language (Perez et al. 2018, FiLM), keypoints.
+    The fine map also sees the coarse one's wider context. fine, coarse: (C, h, w) of the maps; language: L, or None to
+    read the same whatever the words.
+    """
+
+    enlarge_PQ: torch.Tensor
+
+    def __init__(
+        self,
+        fine: tuple[int, int, int],
+        coarse: tuple[int, int, int],
+        hidden: int,
+        keypoints: int,
+        language: int | None,
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.project = nn.ModuleList([nn.Linear(fine[0], hidden), nn.Linear(coarse[0], hidden)])
+        self.modulate = None if language is None else nn.Linear(language, 4 * hidden)
+        self.heat = nn.ModuleList([nn.Linear(hidden, keypoints) for _ in range(2)])
+        self.keypoints = nn.ModuleList([SpatialSoftmax(*fine[1:]), SpatialSoftmax(*coarse[1:])])
+        self.token = nn.ModuleList([nn.Linear(3 * keypoints, width) for _ in range(2)])
+        self.register_buffer("enlarge_PQ", _bilinear(coarse[1:], fine[1:]), persistent=False)
+
+    def forward(
+        self, fine_BChw: torch.Tensor, coarse_BChw: torch.Tensor, language_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        coarse_BQH = self.project[1](_cells(coarse_BChw))
+        maps = [self.project[0](_cells(fine_BChw)) + self.enlarge_PQ @ coarse_BQH, coarse_BQH]
+        if self.modulate is not None:
+            assert language_BL is not None
+            parameters = self.modulate(language_BL)[:, None].chunk(4, dim=-1)
+            maps = [x * (1 + parameters[2 * i]) + parameters[2 * i + 1] for i, x in enumerate(maps)]
+        heats = [self.heat[i](functional.relu(x)).float() for i, x in enumerate(maps)]
+        with torch.autocast(fine_BChw.device.type, enabled=False):  # bfloat16 rounds places to a quarter of a pixel
+            tokens = [self.token[i](self.keypoints[i](heat)) for i, heat in enumerate(heats)]
+        return torch.stack(tokens, dim=1)
+
+
+def _cells(maps_BChw: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) -> (B, h w, C), float32."""
+    return maps_BChw.flatten(2).transpose(1, 2).float() * FEATURE_SCALE
+
+
+def _bilinear(coarse: tuple[int, ...], fine: tuple[int, ...]) -> torch.Tensor:
+    """Bilinear enlargement of a map as a matrix (fine cells, coarse cells): cheaper backwards than interpolation."""
+    cells = torch.eye(coarse[0] * coarse[1], device="cpu").view(-1, 1, *coarse)
+    return functional.interpolate(cells, size=tuple(fine), mode="bilinear").flatten(1).T.contiguous()
+
+
+class StateEncoder(nn.Module):
+    """State (B, S) -> token (B, D). Sines of the position resolve millimetres inside a range of metres."""
+
+    frequency: torch.Tensor
+
+    def __init__(self, state: int, width: int, octaves: int = 4) -> None:
+        super().__init__()
+        self.register_buffer("frequency", math.pi * 2.0 ** torch.arange(octaves), persistent=False)
+        size = state + 2 * octaves * STATE_POSITION
+        self.net = nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, state_BS: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(state_BS.device.type, enabled=False):  # bfloat16 rounds positions to millimetres
+            phase = (state_BS[:, :STATE_POSITION, None].float() * self.frequency).flatten(1)
+            return self.net(torch.cat([state_BS.float(), phase.sin(), phase.cos()], dim=-1))
