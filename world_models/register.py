@@ -6,4 +6,8 @@ from embodied.registry import Registry
 
 
 def register(registry: Registry) -> None:
-    registry.target()
+    registry.target(
+        "world_models.persist.actions.FrameActions",
+        "world_models.persist.actions.FramePoses",
+        "world_models.persist.nano.PersistNano",
+    )
