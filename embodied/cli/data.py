@@ -8,10 +8,12 @@
     embodied data stats PATH [out=stats.json]      exact mean, std, min, max and quantiles
     embodied data show PATH out=FILE.html [rerun=FILE.rrd]   episodes as videos with state and action plots
 
-PATH is a LeRobot v3.0 or v2.x folder, DROID's packages, LIBERO's *.hdf5, a frame cache, or a name under EMBODIED_DATA.
+PATH is a LeRobot v3.0 or v2.x folder, DROID's packages, LIBERO's *.hdf5, a frame cache, a ROS 2 bag or a folder of
+bags (MCAP), or a name under EMBODIED_DATA.
 size=128 | size=[192,320] | size=[]     frames of the cache; fit=pad|crop|stretch for another shape
 select.suites=[..] select.split=val select.success=true select.with_task=true select.limit=10
 source.rotate=true                      cameras stored rotated by 180 degrees (LIBERO's sets on the hub)
+source.contract=FILE source.task="..."  what a bag's topics are (a recording of `embodied node` says it itself)
 source.rename={image: observation.images.image}   source.angles=euler_xyz   source.tool_offset=0.16
 decode=false                            validate without decoding every frame; warnings=true drops warned episodes too
 codec=av1                               import: encode videos again, a key frame every 2 (default: copied unchanged)

@@ -33,6 +33,7 @@ def register(registry: Registry) -> None:
         "embodied.deploy.transports.openpi_client.RemotePolicy",
         "embodied.deploy.bench.DeployBench",
         "embodied.deploy.node_task.NodeTaskBench",
+        "embodied.deploy.soak.SoakBench",
     )
     registry.schema(None, "node_schema", NodeConfig)
 

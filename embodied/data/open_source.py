@@ -23,6 +23,7 @@ class Format(Enum):
     droid = "droid"
     libero_hdf5 = "libero_hdf5"
     cache = "cache"
+    bag = "bag"
 
 
 @dataclass
@@ -30,7 +31,8 @@ class SourceOptions:
     """How a data set is to be read where its files do not say it.
 
     rotate: cameras stored rotated by 180 degrees (LIBERO's sets on the hub). rename: their key -> ours. angles: what
-    entries 3 to 5 of a LeRobot state are. tool_offset: metres from DROID's flange to the grip point.
+    entries 3 to 5 of a LeRobot state are. tool_offset: metres from DROID's flange to the grip point. contract: file of
+    a ROS 2 bag that is no recording of `embodied node`; task: its instruction, where the bag does not say it.
     """
 
     format: Format = Format.auto
@@ -38,6 +40,8 @@ class SourceOptions:
     rename: dict[str, str] = field(default_factory=dict)
     angles: Angles = Angles.keep
     tool_offset: float = 0.0
+    contract: str = ""
+    task: str = ""
 
 
 class CacheSource:
@@ -78,6 +82,7 @@ def detect_format(path: Path) -> Format:
     from embodied.data.importers.droid_lerobot import is_droid_lerobot
     from embodied.data.importers.libero_hdf5 import is_libero_hdf5
     from embodied.data.lerobot_meta import read_meta
+    from embodied.deploy.bag_source import find_bags
 
     if (path / "meta" / "info.json").is_file():
         return Format.droid_lerobot if is_droid_lerobot(read_meta(path)) else Format.lerobot
@@ -90,7 +95,11 @@ def detect_format(path: Path) -> Format:
         raise ValueError(f"{path} holds several DROID packages: name one of {', '.join(parts)}")
     if is_libero_hdf5(path):
         return Format.libero_hdf5
-    raise ValueError(f"{path} should be a LeRobot data set, a frame cache, a DROID package or LIBERO's *.hdf5 files")
+    if find_bags(path):
+        return Format.bag
+    raise ValueError(
+        f"{path} should be a LeRobot data set, a frame cache, a DROID package, LIBERO's *.hdf5 files or a ROS 2 bag"
+    )
 
 
 def open_source(path: str | Path, options: SourceOptions | None = None, lenient: bool = False) -> Source:
@@ -116,4 +125,8 @@ def _open(path: Path, kind: Format, options: SourceOptions, lenient: bool) -> So
         return DroidLeRobotSource(path, options.tool_offset, lenient)
     if kind is Format.droid:
         return DroidSource(path, options.tool_offset)
+    if kind is Format.bag:
+        from embodied.deploy.bag_source import BagSource
+
+        return BagSource(path, options.contract, options.task)
     return LiberoHdf5Source(path) if kind is Format.libero_hdf5 else CacheSource(FrameCache(path))

@@ -1,6 +1,4 @@
-"""Bags to LeRobot v3 data sets through the node's own code: what a policy is trained on is what it will see.
-
-    import_bag(folder, contract, root)      # one bag, one episode; the data set is made, or appended to
+"""Bags to episodes through the node's own code: what a policy is trained on is what it will see.
 
 The recording is walked at the contract's rate with the contract's alignment: a row of the data set is what the node
 would have given the policy at that moment, with the command that followed within the period. Moments without an
@@ -11,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,27 +35,6 @@ class Episode:
         return len(self.columns.get(ACTION, []))
 
 
-def import_bag(bag: Path, contract: Contract, root: Path, task: str | None = None) -> list[int]:
-    """Indices of the episodes written to the data set at `root`. ValueError when the bag holds none."""
-    from embodied.data.lerobot_writer import EpisodeWriter, encode_episode
-    from embodied.deploy.transports.mcap import read_bag
-
-    written: list[int] = []
-    episodes = bag_episodes(read_bag(bag), contract, task)
-    if not episodes:
-        raise ValueError(f"{bag} should hold commands on {contract.action.topic} with an observation, it holds none")
-    layout = layout_of(contract, episodes[0])
-    with EpisodeWriter.open(root, layout) as writer:
-        for number, episode in enumerate(episodes):
-            images = {key: np.stack(frames) for key, frames in episode.images.items()}
-            columns = {key: np.stack(rows).astype(np.float32) for key, rows in episode.columns.items()}
-            metadata = {"bag": str(bag), "part": number}
-            staged = writer.staging / str(number)
-            written.append(writer.append(encode_episode(staged, layout, columns, images, episode.task, metadata)))
-        writer.finalize()
-    return written
-
-
 def bag_episodes(entries: Iterable[Entry], contract: Contract, task: str | None = None) -> list[Episode]:
     """The episodes in a bag, aligned tick by tick."""
     walk = _Walk(contract, task)
@@ -67,20 +42,6 @@ def bag_episodes(entries: Iterable[Entry], contract: Contract, task: str | None 
         walk.take(topic, type_name, received_ns, data)
     walk.finish()
     return [episode for episode in walk.episodes if len(episode) >= MIN_FRAMES]
-
-
-def layout_of(contract: Contract, episode: Episode) -> Any:
-    """The data set's layout: the contract's features, at the sizes they came in."""
-    from embodied.data.lerobot_layout import Layout
-
-    columns = {key: tuple(contract.names(key)) for key in episode.columns if key != ACTION}
-    return Layout(
-        images={key: (frames[0].shape[0], frames[0].shape[1]) for key, frames in episode.images.items()},
-        columns={**columns, ACTION: tuple(contract.action.names)},
-        metadata={"bag": "str", "part": "int"},
-        fps=round(contract.rate_hz),
-        robot_type=contract.name,
-    )
 
 
 class _Walk:

@@ -1,8 +1,7 @@
-"""Latency and jitter of every transport by image size, and a soak of the control loop.
+"""Latency and jitter of every transport by image size.
 
 A round trip is an image and a joint state sent, and the action that answers them received; the other side is a process
-of its own for dds and openpi, a callback for inproc. The soak runs the node's loop at its rate, with a policy in a
-thread and images at a third of the rate, and looks at lateness, missed deadlines and memory.
+of its own for dds and openpi, a callback for inproc. `embodied.deploy.soak` is the long run.
 """
 
 from __future__ import annotations
@@ -35,13 +34,11 @@ WARMUP = 20
 
 @dataclass
 class DeployBench:
-    """sizes: [height, width] of the image. messages: round trips measured. soak_s: 600 for the ten minutes."""
+    """sizes: [height, width] of the image. messages: round trips measured of each."""
 
     transports: list[str] = field(default_factory=lambda: ["inproc", "dds", "openpi"])
     sizes: list[list[int]] = field(default_factory=lambda: [[128, 128], [480, 640]])
     messages: int = 300
-    soak_s: float = 20.0
-    rate_hz: float = 20.0
 
     def run(self, say: Callable[[str], None]) -> list[Figure]:
         figures = []
@@ -51,9 +48,6 @@ class DeployBench:
                 image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
                 times = ROUND_TRIPS[transport](image, self.messages)
                 figures += _figures(f"{transport}.image_{width}x{height}", times)
-        if self.soak_s > 0:
-            say(f"soak of {self.soak_s:.0f} s at {self.rate_hz:.0f} Hz")
-            figures += soak(self.soak_s, self.rate_hz)
         return figures
 
 
@@ -196,52 +190,3 @@ def bench_contract(rate_hz: float, keys: bool = False) -> Contract:
     return contract_from(
         {"name": "bench", "rate_hz": rate_hz, "streams": streams, "action": action, "watchdog": watchdog}
     )
-
-
-def soak(seconds: float, rate_hz: float) -> list[Figure]:
-    """The node on the in-process bus for `seconds`: lateness of ticks, missed deadlines a hundred ticks, memory."""
-    from embodied.deploy.inference import ThreadInference
-    from embodied.deploy.loop import Tick
-    from embodied.deploy.node import Node
-    from embodied.deploy.schedule import ScheduleSettings
-    from embodied.deploy.transports.inproc import Hub, InprocBus
-    from embodied.workers import resident_mb
-
-    hub = Hub()
-    robot = InprocBus(hub)
-    node = Node(bench_contract(rate_hz), ScheduleSettings(), ThreadInference(EchoPolicy()), InprocBus(hub))
-    late: list[float] = []
-
-    def on_tick(tick: Tick) -> None:
-        late.append((tick.mono_ns - (tick.due_ns or tick.mono_ns)) / 1e6)
-
-    node.loop.on_tick = on_tick
-    node.start()
-    node.configure()
-    node.activate()
-    send_image = robot.advertise("/image", IMAGE_TYPE, QosProfile.reliable)
-    send_state = robot.advertise("/joints", STATE_TYPE, QosProfile.reliable)
-    image = np.zeros((128, 128, 3), np.uint8)
-    end, step, memory = time.monotonic() + seconds, 0, 0.0
-    while time.monotonic() < end:
-        if step % 3 == 0:
-            send_image(messages.image_message(image, time.time_ns()))
-        send_state(messages.joint_state_message(NAMES, np.zeros(7), time.time_ns()))
-        step += 1
-        if step == round(rate_hz * seconds / 10):
-            memory = resident_mb()
-        time.sleep(1 / rate_hz)
-    grown = resident_mb() - memory
-    missed = sum(node.loop.watchdog.counts.values())
-    state = node.loop.state.value
-    node.shutdown()
-    note = f"{len(late)} ticks at {rate_hz:.0f} Hz in {seconds:.0f} s, {state} in the end"
-    return [
-        Figure("soak.late_p50_ms", float(np.percentile(late, 50)), "ms", None, note),
-        Figure("soak.late_p99_ms", float(np.percentile(late, 99)), "ms", None, note),
-        Figure("soak.late_max_ms", max(late), "ms", None, note),
-        Figure(
-            "soak.missed_percent", 100.0 * missed / max(len(late), 1), "%", None, "late, overrun or without an action"
-        ),
-        Figure("soak.memory_growth_mb", grown, "MB", None, "resident memory, from a tenth of the time to the end"),
-    ]

@@ -135,6 +135,7 @@ class NodeTaskBench:
             f"robot.first_init_state={self.first}",
             f"robot.image_every={way.image_every}",
             f"robot.lockstep={str(way.lockstep).lower()}",
+            "robot.answer_timeout_s=900",  # a busy machine takes minutes to import what a policy needs
             f"network.domain_id={domain}",
         ]
 

@@ -10,7 +10,8 @@ from loop_parts import contract
 
 pytest.importorskip("rosbags", reason="the deploy extra is not installed")
 from embodied.deploy import messages
-from embodied.deploy.bag_import import bag_episodes, import_bag
+from embodied.deploy.bag_import import bag_episodes
+from embodied.deploy.bag_source import BagSource
 from embodied.deploy.contract import Contract
 from embodied.deploy.transports.mcap import BagWriter, read_bag
 from embodied.schema import ACTION, IMAGE, STATE
@@ -65,17 +66,61 @@ def test_a_pause_in_the_commands_is_another_episode(tmp_path: Path) -> None:
     assert [len(episode) for episode in episodes] == [20, 20]
 
 
-def test_data_set(tmp_path: Path) -> None:
+CONTRACT = """
+name: arm
+rate_hz: 10
+streams:
+  - {feature: observation.images.image, topic: /camera, type: sensor_msgs/msg/Image, size: 64}
+  - {feature: observation.state, topic: /joints, type: sensor_msgs/msg/JointState, names: [b, a], max_age_s: 0.35}
+action: {topic: /command, type: std_msgs/msg/Float64MultiArray, names: [a, b], mode: delta}
+"""
+
+
+def test_data_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`embodied data import` of a folder of bags: episodes, values, pictures, task; and what is missing is said."""
     pytest.importorskip("av", reason="PyAV is not installed")
-    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    write(tmp_path / "bag", 2.0)
-    assert import_bag(tmp_path / "bag", arm(), tmp_path / "data") == [0]
-    write(tmp_path / "bag2", 2.0)
-    assert import_bag(tmp_path / "bag2", arm(), tmp_path / "data", task="again") == [1]
-    table = pq.read_table(tmp_path / "data" / "data" / "chunk-000" / "file-000.parquet")
-    assert len(table) == 40
-    assert table[STATE][1].as_py() == [-5.0, 5.0]
-    empty = BagWriter(tmp_path / "empty")
-    empty.close()
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from embodied.cli import main
+    from embodied.data.open_source import open_source
+
+    for name in ("one", "two"):
+        write(tmp_path / "bags" / name, 2.0)
+    arguments = ["data", "import", str(tmp_path / "bags"), f"out={tmp_path / 'data'}"]
+    assert main(arguments) == 2
+    assert "add source.contract=FILE" in capsys.readouterr().err
+    (tmp_path / "arm.yaml").write_text(CONTRACT)
+    arguments += [f"source.contract={tmp_path / 'arm.yaml'}", "source.task=touch it"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    source = open_source(tmp_path / "data")
+    assert [(info.length, info.task, info.source) for info in source.episodes] == [
+        (20, "touch it", "one/0"), (20, "touch it", "two/0"),
+    ]  # fmt: skip
+    assert source.fps == 10
+    columns = source.read_columns(1)
+    assert columns[STATE][1].tolist() == [-5.0, 5.0]
+    np.testing.assert_allclose(columns[ACTION][3], [0.15, 0.5], rtol=1e-6)
+    frames = source.read_frames(1, IMAGE)
+    assert frames.shape == (20, 64, 64, 3)
+    assert abs(int(frames[10].mean()) - 50) <= 2, "grey 50, up to the codec"
+
+
+def test_a_recording_of_the_node_needs_no_contract(tmp_path: Path) -> None:
+    """What the policy saw at a tick is what the data set has at that command."""
+    from test_record import record
+
+    record(tmp_path / "bag", "async")
+    source = BagSource(tmp_path / "bag")
+    assert source.fps == 40.0
+    assert sum(info.length for info in source.episodes) > 10
+    columns = source.read_columns(0)
+    assert columns[STATE].shape == (source.episodes[0].length, 2)
+    assert columns[ACTION].shape == (source.episodes[0].length, 2)
+
+
+def test_bags_that_cannot_be_used_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is none"):
+        BagSource(tmp_path)
+    BagWriter(tmp_path / "empty").close()
+    (tmp_path / "arm.yaml").write_text(CONTRACT)
     with pytest.raises(ValueError, match="holds none"):
-        import_bag(tmp_path / "empty", arm(), tmp_path / "data")
+        BagSource(tmp_path / "empty", str(tmp_path / "arm.yaml"))
