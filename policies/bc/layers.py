@@ -42,9 +42,9 @@ class LanguagePool(nn.Module):
 class Block(nn.Module):
     """Pre-norm self-attention and MLP over tokens (B, T, D)."""
 
-    def __init__(self, width: int, heads: int, ratio: int = 2) -> None:
+    def __init__(self, width: int, heads: int, ratio: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.drop = heads, nn.Dropout(dropout)
         self.norm = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -55,5 +55,5 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm[0](x_BTD)).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
-        x_BTD = x_BTD + self.out(mixed)
-        return x_BTD + self.mlp(self.norm[1](x_BTD))
+        x_BTD = x_BTD + self.drop(self.out(mixed))
+        return x_BTD + self.drop(self.mlp(self.norm[1](x_BTD)))

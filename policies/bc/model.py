@@ -26,7 +26,10 @@ POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 
 
 class BehaviourCloning(nn.Module):
-    """A TrainableModel (stage "bc") and a ChunkModel. Sizes are arguments; see configs/policy/bc.yaml."""
+    """A TrainableModel (stage "bc") and a ChunkModel. Sizes are arguments; see configs/policy/bc.yaml.
+
+    dropout: of the transformer's branches and of whole channels of the image features.
+    """
 
     stages = ("bc",)
 
@@ -39,6 +42,7 @@ class BehaviourCloning(nn.Module):
         keypoints: int = 32,
         chunk: int = 10,
         image_size: int = 128,
+        dropout: float = 0.0,
         vision: str = "efficientnet-lite0",
         language: str = "minilm-l6",
     ) -> None:
@@ -57,7 +61,8 @@ class BehaviourCloning(nn.Module):
         self.state = StateEncoder(STATE_6D, width)
         self.action = nn.Parameter(torch.zeros(1, 1, width))
         self.place = nn.Parameter(torch.randn(1, 3 + 2 * len(IMAGE_KEYS), width) * 0.02)
-        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[Block(width, heads, dropout=dropout) for _ in range(depth)])
+        self.drop_channels = nn.Dropout2d(dropout)
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, chunk * ACTION_DIM)
         )
@@ -116,7 +121,8 @@ class BehaviourCloning(nn.Module):
         return self.words(words, mask)[[number[text] for text in texts]]
 
     def _read(self, reader: nn.Module, camera: str, batch: dict[str, Any], language_BD: torch.Tensor) -> torch.Tensor:
-        maps = [batch[self.features.column(stride, camera)] for stride in self.features.tower.strides]
+        columns = (self.features.column(stride, camera) for stride in self.features.tower.strides)
+        maps = [self.drop_channels(batch[column].float()) for column in columns]
         return reader(*maps, language_BD)
 
 
@@ -140,6 +146,8 @@ def _check_sizes(arguments: dict[str, Any]) -> None:
         value = arguments[name]
         if not isinstance(value, int) or not (2 if name == "chunk" else 1) <= value <= limit:
             raise ValueError(f"policy bc: {name} should be an integer in 1..{limit}, got {value!r}")
+    if not 0.0 <= arguments["dropout"] < 1.0:
+        raise ValueError(f"policy bc: dropout should lie in [0, 1), got {arguments['dropout']!r}")
     if arguments["width"] % arguments["heads"]:
         raise ValueError(
             f"policy bc: width should be a multiple of heads, got {arguments['width']} and {arguments['heads']}"

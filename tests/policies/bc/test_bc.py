@@ -34,7 +34,7 @@ def batch_of(model: BehaviourCloning, size: int = 2) -> dict:
 
 def test_it_is_what_the_loop_trains(model):
     assert isinstance(model, TrainableModel)
-    assert model.config() == {**SMALL, "vision": "efficientnet-lite0", "language": "minilm-l6"}
+    assert model.config() == {**SMALL, "dropout": 0.0, "vision": "efficientnet-lite0", "language": "minilm-l6"}
     windows = model.windows("bc")
     assert (windows.chunk, windows.history) == (3, 1)
     assert set(windows.observations) == {STATE, *model.features.columns}
@@ -118,3 +118,15 @@ def test_state_noise_has_the_given_deviation_and_comes_from_the_generator():
     np.testing.assert_allclose(once.std(axis=0), [0.005] * 3 + [0.01] * 3 + [0.0007] * 2, rtol=0.06)
     with pytest.raises(ValueError, match="deviation"):
         noise({STATE: state[:, :5]}, None, None, np.random.default_rng(3))  # type: ignore[arg-type]
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    model = BehaviourCloning(**SMALL, dropout=0.5)
+    model.language.table = {text: torch.randn(5 + i, WIDTH).half() for i, text in enumerate(TEXTS)}
+    batch = batch_of(model)
+    assert not torch.equal(model(batch), model(batch))
+    model.eval()
+    assert torch.equal(model(batch), model(batch))
+    with pytest.raises(ValueError, match=r"dropout should lie in \[0, 1\), got 1.0"):
+        BehaviourCloning(**SMALL, dropout=1.0)
