@@ -15,8 +15,8 @@ install-dev:  ## .venv with the development tools as well
 demo: install  ## collect, evaluate and report on a simulated robot, in minutes
 	@.venv/bin/embodied demo
 
-test: install-dev  ## the whole test suite
-	@.venv/bin/python -m pytest $(ARGS)
+test: install-dev  ## the whole test suite, on two cores (ARGS="-n 0 -x tests/data" chooses otherwise)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: install-dev  ## format, lint, types, import direction, lengths
 	@.venv/bin/ruff format --check .
