@@ -38,7 +38,8 @@ POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 @dataclass
 class NanoConfig:
     """Sizes. grid: patch tokens along the side of each camera's image; keypoints: learnt features of a camera whose
-    places are read, by the backbone and, under the instruction, by the action expert."""
+    places are read, by the backbone and, under the instruction, by the action expert. dropout: of whole channels of
+    the image features, in training."""
 
     width: int = 192
     layers: int = 4
@@ -49,6 +50,7 @@ class NanoConfig:
     keypoints: int = 32
     hidden: int = 64
     image_size: int = 128
+    dropout: float = 0.0
     vision: str = "efficientnet-lite0"
     language: str = "minilm-l6"
 
@@ -68,7 +70,7 @@ class CameraTokens(nn.Module):
         self.keypoints = KeypointReader(fine, coarse, config.hidden, config.keypoints, None, config.width)
 
     def forward(self, fine_BChw: Tensor, coarse_BChw: Tensor) -> Tensor:
-        cells = [_cells(maps.float() * FEATURE_SCALE, self.grid) for maps in (fine_BChw, coarse_BChw)]
+        cells = [_cells(maps * FEATURE_SCALE, self.grid) for maps in (fine_BChw, coarse_BChw)]
         return torch.cat([self.patch(torch.cat(cells, dim=-1)), self.keypoints(fine_BChw, coarse_BChw)], dim=1)
 
 
@@ -88,6 +90,7 @@ class NanoBackbone(nn.Module):
         if config.width % config.heads or config.heads % config.key_value_heads or (config.width // config.heads) % 2:
             raise ValueError(f"width / heads should be even and heads a multiple of key_value_heads, got {config}")
         self.width, self.image_size = config.width, config.image_size
+        self.drop_channels = nn.Dropout2d(config.dropout)
         self.features = TowerFeatures(VisionTower(config.vision), IMAGE_KEYS, config.image_size)
         self.language = LanguageTower(config.language)
         if len(config.grid) != len(IMAGE_KEYS):
@@ -139,8 +142,12 @@ class NanoBackbone(nn.Module):
         found: Mapping[str, Any] = batch
         if not all(name in batch for name in self.features.columns):
             found = self.features.maps({key: batch[key] for key in IMAGE_KEYS})
-        strides = sorted(self.features.tower.strides)
-        return {key: [found[self.features.column(s, key)].to(self.place.device) for s in strides] for key in IMAGE_KEYS}
+        device, strides = self.place.device, sorted(self.features.tower.strides)
+        columns = {key: [self.features.column(stride, key) for stride in strides] for key in IMAGE_KEYS}
+        return {
+            key: [self.drop_channels(found[name].to(device, torch.float32)) for name in names]
+            for key, names in columns.items()
+        }
 
 
 def _qwen3(config: NanoConfig) -> Qwen3Config:
