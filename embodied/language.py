@@ -85,7 +85,8 @@ class LanguageTower:
             from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
             files = locate(self.name)
-            network = BertModel(BertConfig(**json.loads(files["config.json"].read_text())), add_pooling_layer=False)
+            with torch.random.fork_rng(devices=[]):  # a network made on first use draws nothing from the caller's
+                network = BertModel(BertConfig(**json.loads(files["config.json"].read_text())), add_pooling_layer=False)
             state = load_file(files["model.safetensors"])
             missing, _ = network.load_state_dict(state, strict=False)
             if missing:

@@ -84,7 +84,9 @@ class VisionTower:
 
     def _load(self) -> torch.nn.Module:
         if self._network is None:
-            self._network = _efficientnet(self._settings, next(iter(locate(self.name).values()))).to(self._device)
+            with torch.random.fork_rng(devices=[]):  # a network made on first use draws nothing from the caller's
+                network = _efficientnet(self._settings, next(iter(locate(self.name).values())))
+            self._network = network.to(self._device)
         return self._network
 
 

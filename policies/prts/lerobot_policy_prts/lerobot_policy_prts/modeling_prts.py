@@ -43,7 +43,6 @@ class PRTSPolicy(PreTrainedPolicy):
         self.model = build_model(config.model)
         self.pipeline: Pipeline | None = None
         self._labels: Labels | None = None
-        self._rng = np.random.default_rng(torch.initial_seed() % 2**63)
         if dataset_meta is not None:
             self._labels = Labels(dataset_meta.root)
             self.model.set_stage(config.stage)
@@ -99,8 +98,10 @@ class PRTSPolicy(PreTrainedPolicy):
         item = self._item(batch, self.config.data_images)
         item |= {ACTION: _array(batch[ACTION]), f"{ACTION}_is_pad": _array(batch[f"{ACTION}_is_pad"])}
         item |= self._labels.of(_array(batch["index"]), _array(batch["episode_index"]))
-        for change in self.model.relabel(self.config.stage) if self.training else ():
-            item = change(item, None, None, self._rng)
+        if self.training:
+            rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))  # of torch's state
+            for change in self.model.relabel(self.config.stage):
+                item = change(item, None, None, rng)
         loss, parts = self.model.training_step(to_tensors(self._bound().forward(item), self._device()))
         return loss, {name: float(value) for name, value in parts.items()}
 

@@ -1,0 +1,1 @@
+"""LeRobot's policies as policies of the stack. `lerobot_policy.py` is the adapter; nothing here imports lerobot."""
