@@ -9,6 +9,7 @@ network.domain_id=N           ROS_DOMAIN_ID by default; network.interface=lo unl
 runs=thread                   or process, which a hung policy can be ended in
 lockstep=true                 one tick for each step of `robot-sim robot.lockstep=true`; latency_s of simulated time
 use_sim_time=true             stamps are compared with /clock; ticks stay on the monotonic clock
+view=rerun                    a live view (rerun:FILE.rrd writes a file); what it cannot keep up with is dropped
 autostart=false               waits for ~/change_state (ROS 2 lifecycle); record=FOLDER keeps an MCAP bag
 
 Services: ~/hold, ~/estop, ~/reset (std_srvs/srv/Trigger). On trouble it holds or stops, as the contract says, until
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
     bus = DdsBus(config.name, config.network.domain_id, config.network.interface, contract.max_message_bytes)
     clock = make_clock(config)
     node = Node(
-        contract, config.schedule, make_inference(config, clock), bus,
+        contract, config.schedule, make_inference(config, contract, clock), bus,
         name=config.name, clock=clock, warmup_timeout_s=config.warmup_timeout_s,
     )  # fmt: skip
     recorder = None
@@ -61,6 +62,12 @@ def run(arguments: list[str]) -> int:
         from embodied.deploy.record import Recorder
 
         recorder = Recorder(node, Path(config.record), config.schedule)
+    view = None
+    if config.view is not None:
+        from embodied.deploy.view import LiveView, make_sink
+
+        view = LiveView(make_sink(config.view, node.name))
+        node.loop.on_tick = view.attach(node.loop.on_tick, [stream.feature for stream in contract.streams])
     node.start()
     print(f"{node.name} on domain {bus.domain_id}: {node.inference.spec.name}, {contract.rate_hz} Hz", flush=True)
     if config.autostart:
@@ -79,6 +86,9 @@ def run(arguments: list[str]) -> int:
     node.shutdown()
     if recorder is not None:
         recorder.close()
+    if view is not None:
+        view.close()
+        print(f"view: {view.shown} ticks shown, {view.dropped} dropped {view.failed}".rstrip(), flush=True)
     print(f"{node.name} ended: {node.loop.counts['sent']} actions sent, state {node.loop.state.value}", flush=True)
     sys.stdout.flush()
     os._exit(int(failure is not None))  # a hung inference has no claim on the process

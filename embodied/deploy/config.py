@@ -13,7 +13,7 @@ from typing import Any
 
 from embodied.deploy.clock import Clock, SimulatedClock, SystemClock
 from embodied.deploy.contract import Contract, contract_from, load_contract
-from embodied.deploy.inference import Inference, ProcessInference, ThreadInference
+from embodied.deploy.inference import Inference, ProcessInference, ThreadInference, own_value
 from embodied.deploy.lockstep import SteppedClock, SteppedInference
 from embodied.deploy.robot_sim import RobotSettings
 from embodied.deploy.schedule import ScheduleSettings
@@ -56,7 +56,8 @@ class NodeConfig:
     deploy: dict[str, Any] = field(default_factory=dict)
     contract: str | None = None
     policy: dict[str, Any] = field(default_factory=dict)
-    value: dict[str, Any] | None = None  # a value function (`_target_`) watched against watchdog.value_threshold
+    value: dict[str, Any] | None = None  # a value function (`_target_`) watched against watchdog.value_threshold; null:
+    # the policy itself, where it is one and the contract has a threshold
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     network: Network = field(default_factory=Network)
     name: str = "embodied"
@@ -67,6 +68,7 @@ class NodeConfig:
     runs: Runs = Runs.thread
     autostart: bool = True  # configure and activate at once; false: wait for lifecycle services
     record: str | None = None  # a new folder for an MCAP bag of everything the node took and did
+    view: str | None = None  # rerun or rerun:FILE.rrd
     seconds: float | None = None  # end after so long
     warmup_timeout_s: float = 120.0
     torch_threads: int = 1
@@ -116,21 +118,21 @@ def make_clock(config: NodeConfig) -> Clock:
     return SimulatedClock() if config.use_sim_time else SystemClock()
 
 
-def make_inference(config: NodeConfig, clock: Clock | None = None) -> Inference:
+def make_inference(config: NodeConfig, contract: Contract, clock: Clock | None = None) -> Inference:
     """The policy where the config wants it to run, and on the clock's time where that is stepped."""
-    inference = _inference(config)
+    inference = _inference(config, contract.watchdog.value_threshold is not None)
     return SteppedInference(inference, clock, config.latency_s) if isinstance(clock, SteppedClock) else inference
 
 
-def _inference(config: NodeConfig) -> Inference:
+def _inference(config: NodeConfig, watched: bool) -> Inference:
     if config.policy.get("runs_in") == "simulator":
         raise ValueError("policy=expert reads the simulator's state, a robot has none: choose another policy")
     if config.runs is Runs.process:
         if config.value is not None:
             raise ValueError("a value function runs beside the policy: choose runs=thread, or value=null")
-        return ProcessInference(config.policy)
-    value = None if config.value is None else build(config.value)
-    return ThreadInference(build(config.policy), value)
+        return ProcessInference(config.policy, watched)
+    policy = build(config.policy)
+    return ThreadInference(policy, build(config.value) if config.value is not None else own_value(policy, watched))
 
 
 def use_threads(count: int) -> None:

@@ -85,6 +85,18 @@ def infer(policy: Policy, value: ValueFunction | None, request: Request) -> tupl
     return batch[0], estimate, time.monotonic() - began
 
 
+def own_value(policy: Policy, watched: bool) -> ValueFunction | None:
+    """The policy as its own value function (PRTS), when the contract has a threshold. ValueError when it is none."""
+    if not watched:
+        return None
+    if not isinstance(policy, ValueFunction):
+        raise ValueError(  # noqa: TRY004
+            f"watchdog.value_threshold needs a value function, policy {policy.spec.name} is none: give value=..., "
+            "or take the threshold out of the contract"
+        )
+    return policy
+
+
 class _Pool:
     """What thread and process have in common: one future at a time."""
 
@@ -145,9 +157,10 @@ class ThreadInference(_Pool):
 class ProcessInference(_Pool):
     """The policy in a process of its own, built there from its config; a crashed process is replaced."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], watched: bool = False) -> None:
+        """watched: the policy's own value is asked for as well."""
         super().__init__()
-        self.config = dict(config)
+        self.config, self.watched = dict(config), watched
         self._executor = self._fresh()
         self.spec = self._executor.submit(_process_spec).result()
 
@@ -172,19 +185,22 @@ class ProcessInference(_Pool):
             self._executor = self._fresh()
 
     def _fresh(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, get_context("spawn"), initializer=_process_build, initargs=(self.config,))
+        return ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=_process_build, initargs=(self.config, self.watched)
+        )
 
 
-_built: dict[str, Policy] = {}
+_built: dict[str, Any] = {}
 
 
-def _process_build(config: dict[str, Any]) -> None:
+def _process_build(config: dict[str, Any], watched: bool) -> None:
     import signal
 
     from embodied.registry import build
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _built["policy"] = build(config)
+    _built["policy"] = policy = build(config)
+    _built["value"] = own_value(policy, watched)
 
 
 def _process_spec() -> PolicySpec:
@@ -192,4 +208,4 @@ def _process_spec() -> PolicySpec:
 
 
 def _process_infer(request: Request) -> tuple[np.ndarray, float | None, float]:
-    return infer(_built["policy"], None, request)
+    return infer(_built["policy"], _built["value"], request)

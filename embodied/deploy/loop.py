@@ -174,6 +174,7 @@ class ControlLoop:
             "counts": dict(self.counts),
             "watchdog": dict(self.watchdog.counts),
             "safety": dict(self.safety.counts),
+            "value": self.watchdog.value,
             "inference_ms": _summary([1e3 * seconds for seconds in self.latencies]),
             "streams": {
                 stream.place: vars(counts).copy()

@@ -81,6 +81,7 @@ def diagnostics(node: Node) -> Ns:
             **report["counts"],
             **report["watchdog"],
             **{f"safety_{kind}": count for kind, count in report["safety"].items()},
+            **({} if report["value"] is None else {"value": round(report["value"], 4)}),
             **{f"inference_{name}_ms": round(value, 2) for name, value in report["inference_ms"].items()},
         },
     )  # fmt: skip

@@ -35,7 +35,7 @@ class Watchdog:
         self._errors = 0
         self._last_error = ""
         self._low_values = 0
-        self._value: float | None = None
+        self.value: float | None = None
         self._answered = False
 
     def check_streams(self, aligned: Aligned, now_ns: int, mono_ns: int) -> list[Trouble]:
@@ -75,7 +75,7 @@ class Watchdog:
             self.counts["policy_error"] += 1
             return
         self._errors = 0
-        self._value = value
+        self.value = value
         threshold = self.settings.value_threshold
         if threshold is not None and value is not None:
             self._low_values = self._low_values + 1 if not value >= threshold else 0
@@ -102,5 +102,5 @@ class Watchdog:
             )
         if self._low_values >= self.settings.value_patience:
             threshold = self.settings.value_threshold
-            found.append(Trouble("value", f"value {self._value} below {threshold}, {self._low_values} times in a row"))
+            found.append(Trouble("value", f"value {self.value} below {threshold}, {self._low_values} times in a row"))
         return found
