@@ -12,12 +12,16 @@ Shapes: B batch, H steps of a chunk, A action channels, N context tokens, D widt
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from embodied.attention import attend
+
+Guide = Callable[[Callable[[Tensor], Tensor], Tensor, float], Tensor]  # velocity, x, t -> velocity
 
 
 @dataclass
@@ -135,15 +139,18 @@ class FlowExpert(nn.Module):
         """t = s * (1 - u), u ~ Beta(b, 1), drawn by inverting its distribution function u^b."""
         return self.config.latest * (1 - torch.rand(count, device=device) ** (1 / self.config.beta))
 
-    def sample(self, prefix: Prefix, noise_BHA: Tensor | None = None, steps: int | None = None) -> Tensor:
-        """Actions (B, H, A) by `steps` Euler steps from t = 0."""
+    def sample(
+        self, prefix: Prefix, noise_BHA: Tensor | None = None, steps: int | None = None, guide: Guide | None = None
+    ) -> Tensor:
+        """Actions (B, H, A) by `steps` Euler steps from t = 0. `guide` may change the velocity (real-time chunking)."""
         mask = prefix.mask_B11N
         if noise_BHA is None:
             noise_BHA = torch.randn(len(mask), self.chunk, self.action_dim, device=mask.device)
         x_BHA, count = noise_BHA, steps or self.config.steps
         for i in range(count):
             time_B = torch.full((len(mask),), i / count, device=mask.device)
-            x_BHA = x_BHA + self.velocity(x_BHA, time_B, prefix) / count
+            velocity = partial(self.velocity, time_B=time_B, prefix=prefix)
+            x_BHA = x_BHA + (velocity(x_BHA) if guide is None else guide(velocity, x_BHA, i / count)) / count
         return x_BHA
 
 

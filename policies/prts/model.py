@@ -27,7 +27,7 @@ from policies.prts.backbone import Backbone, Batch, Observed, Words, append
 from policies.prts.contrastive import CRLConfig, CRLHeads, Pairs, contrastive_losses, discount_weights, goal_ids
 from policies.prts.decoding import sample_tokens
 from policies.prts.fast_tokenizer import FastTokenizer
-from policies.prts.flow import FlowConfig, FlowExpert, Prefix
+from policies.prts.flow import FlowConfig, FlowExpert, Guide, Prefix
 from policies.prts.layout import CRLPositions, Layout, Role, make_layout
 
 STAGES = ("pretrain", "posttrain", "joint")
@@ -237,11 +237,11 @@ class PRTS(nn.Module):
         alone = Words(words.tokens_UND, words.count_U, words.goal_UND, words.goal_count_U, each)
         return self.psi(self.encode(None, alone, psi=True, imitate=False))
 
-    def predict(self, batch: Batch, noise_BHA: Tensor | None = None) -> Tensor:
+    def predict(self, batch: Batch, noise_BHA: Tensor | None = None, guide: Guide | None = None) -> Tensor:
         """Observation after the pipeline -> normalised actions (B, H, A), by the head that was trained last."""
         observed, words = self.backbone.observe(batch), self.backbone.words(batch[TASK])
         if self.head == "flow":
-            return self.expert.sample(self.prefix(self.encode(observed, words), batch), noise_BHA)
+            return self.expert.sample(self.prefix(self.encode(observed, words), batch), noise_BHA, guide=guide)
         cache = DynamicCache()
         encoded = self.encode(observed, words, cache=cache)
         tokenizer = self._fast()

@@ -6,7 +6,7 @@ Shapes: B observations, H steps of a chunk, A action channels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embodied.chunk_policy import ChunkPolicy, to_tensors
+from embodied.deploy.rtc import PrefixGuidance, guided_velocity
 from embodied.protocols import Episode, Observation
 from embodied.schema import ACTION, ACTION_DIM, TASK
 from embodied.transforms import Pipeline
@@ -40,14 +41,32 @@ class PRTSPolicy(ChunkPolicy):
     def act(self, observation: Observation, slots: Sequence[int]) -> np.ndarray:
         batch = to_tensors(self.pipeline.forward(observation), self.device)
         with torch.inference_mode():
-            actions_BHA = self.model.predict(batch, self._draw(slots)).float().cpu().numpy()
-        return np.clip(self.pipeline.inverse_action(actions_BHA, ACTION), -1.0, 1.0).astype(np.float32)
+            return self._actions(self.model.predict(batch, self._draw(slots)))
+
+    def act_with_prefix(
+        self, observation: Observation, slots: Sequence[int], prefix: np.ndarray, guidance: PrefixGuidance
+    ) -> np.ndarray:
+        """Real-time chunking: chunks that agree with the actions `prefix` (B, L, A) still under way."""
+        if self.model.head != "flow":
+            raise ValueError("schedule.mode rtc needs the flow head, this checkpoint acts by tokens: use stage=joint")
+        batch = to_tensors(self.pipeline.forward({**observation, ACTION: np.asarray(prefix, np.float32)}), self.device)
+        under_way_BLA = batch.pop(ACTION)
+
+        def guide(velocity: Callable[[Tensor], Tensor], x_BHA: Tensor, time: float) -> Tensor:
+            return guided_velocity(velocity, x_BHA, time, under_way_BLA, guidance)
+
+        with torch.no_grad():  # guidance takes a gradient, which inference mode would forbid
+            return self._actions(self.model.predict(batch, self._draw(slots), guide))
 
     def value(self, observation: Observation, actions: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
         """(B,) temperature-scaled phi(s, a) . psi(l): the log discounted probability of reaching l, up to C(l)."""
         item = {**observation, ACTION: np.asarray(actions, np.float32), TASK: list(instructions)}
         with torch.inference_mode():
             return self.model.value(to_tensors(self.pipeline.forward(item), self.device)).float().cpu().numpy()
+
+    def _actions(self, normalised_BHA: Tensor) -> np.ndarray:
+        actions_BHA = self.pipeline.inverse_action(normalised_BHA.float().cpu().numpy(), ACTION)
+        return np.clip(actions_BHA, -1.0, 1.0).astype(np.float32)
 
     def _draw(self, slots: Sequence[int]) -> Tensor:
         """Standard normal (B, H, A), each row from its slot's generator."""

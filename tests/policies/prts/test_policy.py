@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from embodied.checkpoint import load_checkpoint, load_policy, save_checkpoint
+from embodied.deploy.rtc import PrefixAttentionSchedule, PrefixGuidance, PrefixPolicy
 from embodied.protocols import Episode, Policy, ValueFunction
 from embodied.schema import ACTION, STATE, TASK
 from embodied.transforms import Pipeline
@@ -78,3 +79,32 @@ def test_noise_belongs_to_the_episode(nano, saved):
     for i in range(3):
         np.testing.assert_allclose(forward[i], backward[i], atol=1e-5)
         assert np.abs(forward[i][0] - forward[i][1]).max() > 1e-3  # new noise at each call
+
+
+def test_real_time_chunking_holds_on_to_what_is_under_way(nano, saved):
+    model, folder = saved
+    policy = policy_of(model, folder)
+    assert isinstance(policy, PrefixPolicy)
+    episodes = [Episode("suite", 0, i, i) for i in range(2)]
+    observation = observe(nano, model, nano.five[:2])
+
+    def gap(guidance, prefix):
+        policy.reset([0, 1], episodes)
+        actions = policy.act_with_prefix(observation, [0, 1], prefix, guidance)
+        return actions, np.abs(actions[:, :2] - prefix[:, :2]).mean()
+
+    policy.reset([0, 1], episodes)
+    free = policy.act(observation, [0, 1])
+    prefix = np.clip(free + 0.2, -0.5, 1.0).astype(np.float32)[:, :3]
+    unguided, _ = gap(PrefixGuidance(0, 0, prefix_attention_schedule=PrefixAttentionSchedule.ZEROS), prefix)
+    np.testing.assert_allclose(unguided, free, atol=1e-5)
+    _, guided = gap(PrefixGuidance(2, 3), prefix)
+    assert guided < 0.5 * np.abs(free[:, :2] - prefix[:, :2]).mean()
+
+
+def test_real_time_chunking_needs_the_flow_head(nano, saved):
+    model, folder = saved
+    policy = policy_of(model, folder)
+    policy.model.head = "fast"
+    with pytest.raises(ValueError, match="rtc needs the flow head"):
+        policy.act_with_prefix(observe(nano, model, nano.five[:1]), [0], np.zeros((1, 2, 7)), PrefixGuidance(1))
