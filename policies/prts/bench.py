@@ -38,7 +38,8 @@ class PolicyBench:
     """vision_state, instruction, action: tokens of a sample at which a layer is measured, `samples` of them a batch.
 
     batch_size: of a pretraining step at nano's own sizes. calls: chunks whose time is taken, a tenth of them for the
-    autoregressive head. device: auto takes a GPU when there is one. flex: FlexAttention too; compiling it takes minutes.
+    autoregressive head. device: auto takes a GPU when there is one. flex: FlexAttention too, which takes a minute or
+    more to compile.
     """
 
     policy: str = "prts_nano"
