@@ -25,7 +25,7 @@ check: install-dev  ## format, lint, types, import direction, lengths
 	@.venv/bin/python -m pytest -q tests/test_architecture.py
 
 bench: install  ## every benchmark, JSON under runs/bench
-	@for name in sim data train; do .venv/bin/embodied bench $$name out=runs/bench/$$name.json || exit 1; done
+	@for name in sim data train policy; do .venv/bin/embodied bench $$name out=runs/bench/$$name.json || exit 1; done
 
 clean:  ## removes .venv and caches, never runs or data
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

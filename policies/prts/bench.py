@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from embodied.bench.figures import Figure
 from embodied.protocols import Episode
@@ -102,7 +104,7 @@ class PolicyBench:
         batch = random_batch(models["roles"], self.batch_size, self.device)
         works = {name: _step(model, batch) for name, model in models.items()}
         times = interleaved(works, self.step_rounds, self.device)
-        kept = {name: kept_bytes(lambda m=model: m.training_step(batch)[0], model) for name, model in models.items()}
+        kept = {name: kept_bytes(partial(_loss, model, batch), model) for name, model in models.items()}
         rate = self.batch_size / float(np.median(times["roles"]))
         base = self.batch_size / float(np.median(times["bc"]))
         unit = "per CPU-second" if self.device == "cpu" else "by the clock"
@@ -174,10 +176,14 @@ def random_batch(model: PRTSNano, count: int, device: str) -> dict[str, Any]:
     return {**batch, TASK: [TEXTS[i % len(TEXTS)] for i in range(count)]}
 
 
+def _loss(model: PRTSNano, batch: Mapping[str, Any]) -> Tensor:
+    return model.training_step(dict(batch))[0]
+
+
 def _step(model: PRTSNano, batch: Mapping[str, Any]) -> Callable[[], None]:
     def work() -> None:
         model.zero_grad(set_to_none=True)
-        model.training_step(dict(batch))[0].backward()
+        _loss(model, batch).backward()
 
     return work
 
