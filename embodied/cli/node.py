@@ -6,6 +6,7 @@
 deploy=NAME / contract=FILE   streams, action, limits, rate; checked against the policy before the first observation
 schedule.mode=async           or sync, temporal_ensemble, rtc; schedule.replan=N and others of ScheduleSettings
 network.domain_id=N           ROS_DOMAIN_ID by default; network.interface=lo unless told otherwise
+network.transport=ros1        ROS 1, through rospy and ROS_MASTER_URI, where rospy is installed
 runs=thread                   or process, which a hung policy can be ended in
 lockstep=true                 one tick for each step of `robot-sim robot.lockstep=true`; latency_s of simulated time
 use_sim_time=true             stamps are compared with /clock; ticks stay on the monotonic clock
@@ -41,9 +42,8 @@ def register(registry: Registry) -> None:
 
 def run(arguments: list[str]) -> int:
     from embodied.config import compose_config, to_dataclass
-    from embodied.deploy.config import contract_of, make_clock, make_inference, stop_on_signals, use_threads
+    from embodied.deploy.config import contract_of, make_bus, make_clock, make_inference, stop_on_signals, use_threads
     from embodied.deploy.node import Node
-    from embodied.deploy.transports.dds import DdsBus
 
     config = to_dataclass(compose_config("node", arguments))
     use_threads(config.torch_threads)
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
     if config.task is not None:
         contract.task = config.task
     stop = stop_on_signals()
-    bus = DdsBus(config.name, config.network.domain_id, config.network.interface, contract.max_message_bytes)
+    bus = make_bus(config.name, config.network, contract)
     clock = make_clock(config)
     node = Node(
         contract, config.schedule, make_inference(config, contract, clock), bus,
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
         view = LiveView(make_sink(config.view, node.name))
         node.loop.on_tick = view.attach(node.loop.on_tick, [stream.feature for stream in contract.streams])
     node.start()
-    print(f"{node.name} on domain {bus.domain_id}: {node.inference.spec.name}, {contract.rate_hz} Hz", flush=True)
+    print(f"{node.name} on {bus.place}: {node.inference.spec.name}, {contract.rate_hz} Hz", flush=True)
     if config.autostart:
         node.configure()
         for point in node.unchecked:

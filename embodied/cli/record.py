@@ -22,17 +22,16 @@ def register(registry: Registry) -> None:
 
 def run(arguments: list[str]) -> int:
     from embodied.config import compose_config, to_dataclass
-    from embodied.deploy.config import contract_of, stop_on_signals
+    from embodied.deploy.config import contract_of, make_bus, stop_on_signals
     from embodied.deploy.record import TopicRecorder
-    from embodied.deploy.transports.dds import DdsBus
 
     config = to_dataclass(compose_config("record", arguments))
     contract = contract_of(config.deploy, config.contract)
     stop = stop_on_signals()
-    bus = DdsBus("record", config.network.domain_id, config.network.interface, contract.max_message_bytes)
+    bus = make_bus("record", config.network, contract)
     recorder = TopicRecorder(contract, bus, Path(config.out))
     bus.start()
-    print(f"recording {', '.join(recorder.topics)} on domain {bus.domain_id} into {config.out}", flush=True)
+    print(f"recording {', '.join(recorder.topics)} on {bus.place} into {config.out}", flush=True)
     stop.wait(config.seconds)
     bus.stop()
     recorder.close()

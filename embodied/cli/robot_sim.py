@@ -34,16 +34,15 @@ def register(registry: Registry) -> None:
 
 def run(arguments: list[str]) -> int:
     from embodied.config import compose_config, to_dataclass
-    from embodied.deploy.config import contract_of, stop_on_signals
+    from embodied.deploy.config import contract_of, make_bus, stop_on_signals
     from embodied.deploy.robot_runs import RobotRun, policy_of
     from embodied.deploy.robot_sim import SimulatedRobot
-    from embodied.deploy.transports.dds import DdsBus
     from embodied.io import write_json
 
     config = to_dataclass(compose_config("robot_sim", arguments))
     contract = contract_of(config.deploy, config.contract)
     stop = stop_on_signals()
-    bus = DdsBus("robot_sim", config.network.domain_id, config.network.interface, contract.max_message_bytes)
+    bus = make_bus("robot_sim", config.network, contract)
     robot = SimulatedRobot(_environment(config, 0), contract, bus, config.robot)
     if config.run is not None:
         folder = RobotRun(Path(config.run), config.env, contract)
@@ -53,7 +52,7 @@ def run(arguments: list[str]) -> int:
         if number:
             robot.env.close()
             robot.env = _environment(config, number)
-        print(f"/robot_sim on domain {bus.domain_id}: {robot.env.task.language}", flush=True)
+        print(f"/robot_sim on {bus.place}: {robot.env.task.language}", flush=True)
         robot.run(stop)
     successes = robot.successes
     bus.stop()

@@ -29,10 +29,18 @@ class Runs(Enum):
     process = "process"
 
 
+class TransportKind(Enum):
+    """dds: ROS 2. ros1: rospy and the master of ROS_MASTER_URI; rospy comes with a ROS 1 install."""
+
+    dds = "dds"
+    ros1 = "ros1"
+
+
 @dataclass
 class Network:
     """domain_id: null takes ROS_DOMAIN_ID. interface: loopback unless another is named; "auto" takes them all."""
 
+    transport: TransportKind = TransportKind.dds
     domain_id: int | None = None
     interface: str = "lo"
 
@@ -109,6 +117,19 @@ class ReplayConfig:
 def contract_of(deploy: Mapping[str, Any], path: str | None) -> Contract:
     """The contract of the config group, or of the file that replaces it."""
     return load_contract(Path(path)) if path is not None else contract_from(deploy)
+
+
+def make_bus(name: str, network: Network, contract: Contract) -> Any:
+    """The bus that the settings name. ValueError where its libraries are not installed."""
+    if network.transport is TransportKind.ros1:
+        from embodied.deploy.transports.ros1 import Ros1Bus
+
+        return Ros1Bus(name, contract.max_message_bytes)
+    try:
+        from embodied.deploy.transports.dds import DdsBus
+    except ImportError as error:
+        raise ValueError(f"DDS needs the deploy extra: pip install 'embodied-stack[deploy]' ({error})") from error
+    return DdsBus(name, network.domain_id, network.interface, contract.max_message_bytes)
 
 
 def make_clock(config: NodeConfig) -> Clock:

@@ -82,6 +82,10 @@ class DdsBus:
         self._running = threading.Event()
         self._thread = threading.Thread(target=self._receive_all, name="dds", daemon=True)
 
+    @property
+    def place(self) -> str:
+        return f"domain {self.domain_id}"
+
     def start(self) -> None:
         if not self._running.is_set():
             self._running.set()

@@ -97,6 +97,31 @@ def decode(type_name: str, data: bytes) -> Any:
         raise ValueError(f"{len(data)} bytes are no {type_name}: {error}") from error
 
 
+@cache
+def ros1_typestore() -> Typestore:
+    """The types of ROS 1 Noetic: other md5 sums, other bytes, a sequence number in headers."""
+    store = get_typestore(Stores.ROS1_NOETIC)
+    store.max_sequence_length = MAX_SEQUENCE
+    return store
+
+
+def encode_ros1(type_name: str, message: Any) -> bytes:
+    """`encode` in ROS 1's format; a header's sequence number is 0 where the message has none."""
+    try:
+        built = _build(type_name, message, ros1_typestore())
+        return bytes(ros1_typestore().serialize_ros1(built, type_name))
+    except (AttributeError, TypeError, AssertionError, OverflowError, SerdeError) as error:
+        raise ValueError(f"a ROS 1 {type_name} cannot be made of {message!r:.200}: {error}") from error
+
+
+def decode_ros1(type_name: str, data: bytes) -> Any:
+    """`decode` of ROS 1's format."""
+    try:
+        return ros1_typestore().deserialize_ros1(data, type_name)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"{len(data)} bytes are no ROS 1 {type_name}: {error}") from error
+
+
 def default(type_name: str) -> SimpleNamespace:
     """A message with every field zero or empty."""
     return SimpleNamespace(
@@ -104,23 +129,24 @@ def default(type_name: str) -> SimpleNamespace:
     )
 
 
-def _build(type_name: str, message: Any) -> Any:
-    store = typestore()
+def _build(type_name: str, message: Any, store: Typestore | None = None) -> Any:
+    store = store or typestore()
     values = {}
     for name, kind in store.fielddefs[type_name][1]:
-        values[name] = 0 if name == EMPTY else _value(kind, getattr(message, name))
+        made = name == EMPTY or (name == "seq" and not hasattr(message, name))
+        values[name] = 0 if made else _value(kind, getattr(message, name), store)
     return store.types[type_name](**values)
 
 
-def _value(kind: Any, value: Any) -> Any:
+def _value(kind: Any, value: Any, store: Typestore) -> Any:
     node, inner = kind
     if node == Nodetype.BASE:
         return value
     if node == Nodetype.NAME:
-        return value if hasattr(value, "__msgtype__") else _build(inner, value)
+        return value if hasattr(value, "__msgtype__") else _build(inner, value, store)
     (element_node, element), _ = inner
     if element_node == Nodetype.NAME:
-        return [item if hasattr(item, "__msgtype__") else _build(element, item) for item in value]
+        return [item if hasattr(item, "__msgtype__") else _build(element, item, store) for item in value]
     if element[0] == "string":
         return list(value)
     return np.asarray(value, dtype=_dtype(element[0]))
