@@ -6,6 +6,7 @@ of its own for dds and openpi, a callback for inproc. `embodied.deploy.soak` is 
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -53,7 +54,8 @@ class DeployBench:
 
 def _figures(name: str, times_ms: list[float]) -> list[Figure]:
     values = {"p50": 50, "p99": 99, "max": 100}
-    note = f"{len(times_ms)} round trips, image and state there, action back"
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    note = f"{len(times_ms)} round trips, image and state there, action back; {load}"
     made = [
         Figure(f"{name}.{key}_ms", float(np.percentile(times_ms, at)), "ms", None, note) for key, at in values.items()
     ]

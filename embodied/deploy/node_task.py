@@ -63,7 +63,7 @@ class NodeTaskBench:
         say(f"direct: {folder / 'direct'}")
         tasks = self._direct(folder / "direct")
         records = RunFolder(folder / "direct").records()
-        figures = [_success("direct", records, "no node, images when the policy looks")]
+        figures = [_success("node_task.direct", records, "no node, images when the policy looks")]
         for way in ways:
             say(f"{way.name}: {folder / way.name}")
             counts = self._through(folder, way, tasks, records)
@@ -142,7 +142,7 @@ class NodeTaskBench:
     def _figures(self, folder: Path, way: Way, direct: Mapping[str, Record], counts: dict[str, int]) -> list[Figure]:
         records = RunFolder(folder / way.name).records()
         comparison = compare_runs(folder / "direct", folder / way.name)
-        pairs, name = comparison.all.paired, way.name
+        pairs, name = comparison.all.paired, f"node_task.{way.name}"
         equal = sum(direct[key].end == records[key].end for key in direct)
         hz = self.control_hz / way.image_every
         time = f"lockstep, inference takes {way.latency_s:g} s" if way.lockstep else "real time"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -45,6 +44,7 @@ class Echo:
         self.spec = PolicySpec("echo", "d1", 4, 2, image_keys=(IMAGE,), image_size=8)
         self.resets: list[Any] = []
         self.tasks: list[str] = []
+        self.asked = False
         self.wait = threading.Event()
         self.wait.set()
 
@@ -52,7 +52,8 @@ class Echo:
         self.resets.append((slots[0], episodes[0].instruction))
 
     def act(self, observation: dict[str, Any], slots: Any) -> np.ndarray:
-        self.wait.wait(30)
+        self.asked = True
+        self.wait.wait(120)
         self.tasks.append(observation["task"][0])
         if observation["task"][0] == "break":
             raise RuntimeError("no gripper")
@@ -83,7 +84,7 @@ def observation(value: float = 0.25, task: str = "open the drawer") -> dict[str,
 
 
 def healthz(port: int) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as answer:
         return answer.read()
 
 
@@ -109,25 +110,24 @@ def test_health_and_other_clients_while_an_inference_takes_long(server: OpenpiSe
     echo.wait.clear()
     asking = threading.Thread(target=policy.act, args=(observation(), [0]))
     asking.start()
-    time.sleep(0.2)
-    began = time.monotonic()
+    assert until(lambda: echo.asked)
     assert healthz(server.port) == b"OK\n"
     with connect(f"ws://127.0.0.1:{server.port}", compression=None) as other:
-        assert msgpack_numpy.unpackb(other.recv(timeout=5))["policy"] == "echo"  # type: ignore[arg-type]
-    assert time.monotonic() - began < 3
-    assert asking.is_alive()
+        assert msgpack_numpy.unpackb(other.recv(timeout=60))["policy"] == "echo"  # type: ignore[arg-type]
+    assert asking.is_alive(), "the inference was still under way when both were answered"
     echo.wait.set()
-    asking.join(10)
+    asking.join(60)
     assert not asking.is_alive()
 
 
 def test_errors_are_text_and_the_client_comes_back(server: OpenpiServer) -> None:
     policy = RemotePolicy(f"ws://127.0.0.1:{server.port}")
+    policy._wait = 600.0  # longer than any machine takes between two calls
     with pytest.raises(ValueError, match="RuntimeError: no gripper"):
         policy.act(observation(task="break"), [0])
     with pytest.raises(ValueError, match="next try"):
         policy.act(observation(), [0])
-    time.sleep(0.15)
+    policy._retry_at = 0.0
     assert policy.act(observation(), [0]).shape == (1, 4, 7)
     policy.close()
 
@@ -162,19 +162,19 @@ def test_text_missing_keys_and_size(server: OpenpiServer) -> None:
         (b"\xc1", "no message of the openpi protocol"),
     ):
         with connect(uri, compression=None) as client:
-            client.recv(timeout=5)
+            client.recv(timeout=60)
             client.send(message)
-            answer = client.recv(timeout=5)
+            answer = client.recv(timeout=60)
             assert isinstance(answer, str)
             assert part in answer
             with pytest.raises(ConnectionClosed):
-                client.recv(timeout=5)
+                client.recv(timeout=60)
             assert client.close_code == 1011
     with connect(uri, compression=None) as client:
-        client.recv(timeout=5)
+        client.recv(timeout=60)
         client.send(bytes(2 << 20))
         with pytest.raises(ConnectionClosed):
-            client.recv(timeout=5)
+            client.recv(timeout=60)
         assert client.close_code == 1009
     assert healthz(server.port) == b"OK\n"
 

@@ -41,7 +41,7 @@ class Line:
     control_hz = 50
 
     def __init__(self) -> None:
-        self.task = Task("line", 0, "line", "go right", 200)
+        self.task = Task("line", 0, "line", "go right", 5000)
         self.x, self.resets, self.images = 0.0, [], 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:

@@ -47,7 +47,7 @@ def test_stamps_follow_clock_and_a_stopped_clock_is_noticed() -> None:
     hub = Hub()
     joints = SimulatedJoints(hub)
     stream = {"feature": "observation.state", "topic": "/joints", "type": "sensor_msgs/msg/JointState"}
-    values = {"streams": [{**stream, "names": ["a", "b"], "max_age_s": 1.0}], "rate_hz": 20.0}
+    values = {"streams": [{**stream, "names": ["a", "b"], "max_age_s": 3.0}], "rate_hz": 20.0}
     patient = {"max_deadline_misses": 100_000, "policy_timeout_s": 60.0}
     node = Node(
         contract(**values, watchdog=patient), ScheduleSettings(mode=ScheduleMode["async"]),
