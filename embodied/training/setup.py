@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,20 +99,35 @@ def _earlier_arguments(run: Path, init: str | None) -> dict[str, Any] | None:
 
 
 def open_cache(name: str, data: DataSet, progress: Progress | None = None) -> FrameCache:
-    """The data set's cache, built from `source` first when it is missing."""
+    """The data set's cache, built from `source` first when it is missing. ValueError when `source` has grown since."""
     path = Path(data.path)
-    if (path / "meta.json").is_file() or data.source is None:
+    if data.source is None:
         return FrameCache(path)
+    source = Path(data.source) if Path(data.source).is_dir() else data_folder(data.source)
+    if (path / "meta.json").is_file():
+        return _check_whole(name, FrameCache(path), path, source)
     from embodied.data.cache_build import CacheConfig, build_cache
     from embodied.data.lerobot_reader import LeRobotSource
 
-    source = Path(data.source) if Path(data.source).is_dir() else data_folder(data.source)
     if source is None:
         raise ValueError(
             f"data set {name!r}: {data.path} is no cache, and its source {data.source!r} is neither a folder nor under "
             "EMBODIED_DATA: set EMBODIED_DATA, or make the cache with `embodied data cache`"
         )
     return build_cache(LeRobotSource(source), path, CacheConfig(), _named(progress, f"cache of {name}"))
+
+
+def _check_whole(name: str, cache: FrameCache, path: Path, source: Path | None) -> FrameCache:
+    info = source / "meta" / "info.json" if source is not None else None
+    if info is None or not info.is_file():
+        return cache
+    count = json.loads(info.read_text())["total_episodes"]
+    if count != len(cache.episodes):
+        raise ValueError(
+            f"data set {name!r}: {source} has {count} episodes and its cache {path} was made of {len(cache.episodes)}: "
+            f"delete {path} to have it made again, or train on it as it is by naming the cache itself"
+        )
+    return cache
 
 
 def data_sets(config: DataConfig) -> dict[str, DataSet]:

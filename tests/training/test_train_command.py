@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from embodied.checkpoint import list_steps, load_checkpoint
 from embodied.cli.train import run as train
-from embodied.io import read_lines
+from embodied.io import read_lines, write_json
 from embodied.schema import ACTION, STATE, TASK
+from embodied.training.config import DataSet
+from embodied.training.setup import open_cache
 from policies.bc.model import BehaviourCloning
 
 NOT_CORE = [
@@ -203,3 +205,15 @@ def test_two_data_sets_are_mixed(small_cache, tmp_path, arguments):
     assert {name: entry["frames"] for name, entry in data.items()} == {"libero_demos": 72, "more": 72}
     with pytest.raises(ValueError, match="already named"):
         train(arguments(small_cache.folder, tmp_path / "again", f"data.extra=[{tmp_path}/more,{tmp_path}/run/more]"))
+
+
+def test_a_cache_of_a_data_set_that_has_grown_is_not_trained_on(small_cache, tmp_path):
+    """The cache's own episodes are as many as the source's while nothing was added."""
+    source = tmp_path / "grown"
+    count = len(small_cache.episodes)
+    write_json(source / "meta" / "info.json", {"total_episodes": count})
+    data = DataSet(str(small_cache.folder), source=str(source))
+    assert len(open_cache("grown", data).episodes) == count
+    write_json(source / "meta" / "info.json", {"total_episodes": count + 3})
+    with pytest.raises(ValueError, match=rf"has {count + 3} episodes and its cache .* was made of {count}: delete"):
+        open_cache("grown", data)
