@@ -20,7 +20,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace as Ns
 from typing import Any
 
@@ -136,7 +136,7 @@ class SimulatedRobot:
             executed.append(action)
         self._report(number, len(executed), success)
         if not (stop.is_set() or self._next.is_set()) or success:
-            task = self.env.task
+            task = replace(self.env.task, max_steps=limit)
             episode = Episode(task.suite, task.index, seed, init_state)
             done = np.stack(executed) if executed else np.zeros((0, len(ACTION_NAMES)), np.float32)
             end = state_digest({STATE: self.env.observe(images=False)[STATE]})
