@@ -36,12 +36,14 @@ class LiberoEnv(BaseEnv):
                 hard_reset=True,
             )
         self._initializers = list(inner.object_property_initializers)
+        self._own_goal = inner.parsed_problem["goal_state"]
         return inner
 
     def _inner_reset(self) -> None:
         """LIBERO appends its open/close samplers at every reset and each draws from the random stream: start from the
         list a newly constructed environment has, so that every episode is its first."""
         self._inner.object_property_initializers = list(self._initializers)
+        self._inner.parsed_problem["goal_state"] = self._perturbed.goal(self.task) or self._own_goal
         self._inner.reset()
 
     def _after_reset(self) -> None:

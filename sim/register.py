@@ -11,6 +11,7 @@ def register(registry: Registry) -> None:
         "sim.expert.expert.Expert",
         "sim.tasks.tasks",
         "sim.tasks.count_init_states",
+        "sim.goals.other_goals",
         "sim.libero_setup.find_assets",
         "sim.bench.SimBench",
     )

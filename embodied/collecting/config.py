@@ -39,6 +39,9 @@ class CollectConfig:
     """`task_list`: registered function, suite -> its tasks. `tasks` empty: all of the suite. `episodes`: attempts per
     task and goal, seeds seed + 1000 task + 0, 1, 2, ...
 
+    `goals`, and of what `goal_list` (a registered function) lists for a task the numbers in `other_goals`, are recorded
+    beside the tasks' own goals, or in their place when `own_goals` is false.
+
     `noise`: standard deviation of the execution noise on translations (a third of it on rotations) in units of the
     action. `attempts`: how often an episode whose worker crashed or hung is tried. `tolerance`: how far a replay may
     be from the recorded states; 0 asks for equality of every bit.
@@ -53,6 +56,9 @@ class CollectConfig:
     noise: float = 0.06
     noisy: Noisy = Noisy.odd
     goals: list[Goal] = field(default_factory=list)
+    goal_list: str = "sim.goals.other_goals"
+    other_goals: list[int] = field(default_factory=list)
+    own_goals: bool = True
     max_steps: int | None = None
     workers: int = 2
     phase: Phase = Phase.all

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from embodied.collecting.config import CollectConfig, Noisy
 from embodied.data.episode_record import episode_key
 from embodied.protocols import Task
+from embodied.registry import registry
 
 SEEDS_PER_TASK = 1000
 
@@ -48,8 +49,9 @@ def plan_episodes(config: CollectConfig, tasks: Sequence[Task]) -> list[PlannedE
 
 
 def _of_task(config: CollectConfig, task: Task) -> list[PlannedEpisode]:
-    goals: list[tuple[list[list[str]] | None, str | None]] = [(None, None)]
+    goals: list[tuple[list[list[str]] | None, str | None]] = [(None, None)] if config.own_goals else []
     goals += [(goal.goal, goal.instruction) for goal in config.goals if goal.task == task.index]
+    goals += _other_goals(config, task)
     limit = config.max_steps or task.max_steps
     first = config.seed + SEEDS_PER_TASK * task.index
     return [
@@ -57,6 +59,16 @@ def _of_task(config: CollectConfig, task: Task) -> list[PlannedEpisode]:
         for goal, words in goals
         for number in range(config.episodes)
     ]
+
+
+def _other_goals(config: CollectConfig, task: Task) -> list[tuple[list[list[str]] | None, str | None]]:
+    if not config.other_goals:
+        return []
+    listed = registry().resolve(config.goal_list)(task)
+    wrong = [number for number in config.other_goals if not 1 <= number <= len(listed)]
+    if wrong:
+        raise ValueError(f"other_goals of {task.name} should be among 1 to {len(listed)}, got {wrong[0]}")
+    return [(listed[number - 1].predicates, listed[number - 1].words) for number in config.other_goals]
 
 
 def _noise(config: CollectConfig, number: int) -> float:

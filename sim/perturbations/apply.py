@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embodied.protocols import Task
+from sim.goals import SceneGoal, other_goal
 from sim.perturbations import images, language, layout, scene
 from sim.perturbations.names import Perturbation, parse
 
@@ -24,15 +25,25 @@ class Perturbed:
 
     def words(self, task: Task) -> str:
         """The instruction in place of the task's."""
+        other = self._other_goal(task)
+        words = task.language if other is None else other.words
         change = self.changes.get("language")
         if change is None:
-            return task.language
-        words = task.language
+            return words
         if "swap" in change.values:
             words = language.swapped(task, int(change.values["swap"]))
         if "paraphrase" in change.values:
             words = language.paraphrase(words, int(change.values["paraphrase"]))
         return words
+
+    def goal(self, task: Task) -> list[list[str]] | None:
+        """The goal's predicates in place of the task's; None for the task's own."""
+        other = self._other_goal(task)
+        return None if other is None else other.predicates
+
+    def _other_goal(self, task: Task) -> SceneGoal | None:
+        change = self.changes.get("goal")
+        return None if change is None else other_goal(task, int(change.values["other"]))
 
     def check_start(self, init_state: int | None) -> None:
         """ValueError when a stored init state would undo the perturbation."""

@@ -43,6 +43,7 @@ AXES: dict[str, dict[str, tuple[float, float, str]]] = {
         "paraphrase": (1, 5, "which rewording of the task's words"),
         "swap": (1, 100, "words of the task that many places on in the suite; the predicate stays"),
     },
+    "goal": {"other": (1, 20, "which other goal of the scene: words and predicate change, see sim.goals")},
     "layout": {"shift": (0, 0.2, "m by which all objects' regions move together, direction from the seed")},
     "position": {"swap": (1, 20, "which other object exchanges its region with the object of interest")},
     "object": {"recolour": (1, 1000, "which of the drawn colours for the object of interest")},

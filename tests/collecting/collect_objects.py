@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ NEAR = 0.02  # m
 
 def tasks(suite: str) -> list[Task]:
     return [Task(suite, index, f"task_{index}", f"go to the target {index}", 60) for index in range(3)]
+
+
+@dataclass(frozen=True)
+class OtherGoal:
+    words: str
+    predicates: list[list[str]]
+
+
+def others(task: Task) -> list[OtherGoal]:
+    return [OtherGoal("other", [["on", "a", "b"]]), OtherGoal("swap", [["on", "c", "d"]])]
 
 
 class PointEnv:

@@ -33,7 +33,8 @@ from embodied.protocols import Task
 from embodied.registry import registry
 from embodied.schema import ACTION, EXECUTED_ACTION, IMAGE, STATE
 
-TARGETS = ("collect_objects.PointEnv", "collect_objects.PointExpert", "collect_objects.tasks")
+OBJECTS = "collect_objects"
+TARGETS = (f"{OBJECTS}.PointEnv", f"{OBJECTS}.PointExpert", f"{OBJECTS}.tasks", f"{OBJECTS}.others")
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def frames_of(out: Path) -> dict[str, np.ndarray]:
 TASKS = [Task("points", index, f"t{index}", f"go {index}", 50) for index in range(3)]
 
 
-def test_plan_seeds_noise_and_goals() -> None:
+def test_plan_seeds_noise_and_goals(settings: dict) -> None:
     config = CollectConfig(episodes=2, tasks=[0, 2], goals=[Goal(2, "go elsewhere", [["on", "a", "b"]])], out="x")
     plan = plan_episodes(config, TASKS)
     assert [(e.task, e.seed, e.noise, e.variant) for e in plan] == [
@@ -93,6 +94,10 @@ def test_plan_seeds_noise_and_goals() -> None:
     assert len({e.key for e in plan}) == 6
     every = plan_episodes(replace(config, noisy=Noisy.every), TASKS)
     assert {e.noise for e in every} == {0.06}
+    listed = replace(config, goals=[], tasks=[2], other_goals=[2], own_goals=False, goal_list="collect_objects.others")
+    assert [(e.task, e.goal, e.variant) for e in plan_episodes(listed, TASKS)] == 2 * [(2, [["on", "c", "d"]], "swap")]
+    with pytest.raises(ValueError, match=r"other_goals of .* should be among 1 to 2, got 3"):
+        plan_episodes(replace(listed, other_goals=[3]), TASKS)
     with pytest.raises(ValueError, match="among 0 to 2 of points, got 7"):
         plan_episodes(replace(config, tasks=[7]), TASKS)
     with pytest.raises(ValueError, match="episodes should be 1 to 1000"):
