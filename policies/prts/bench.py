@@ -125,7 +125,7 @@ class PolicyBench:
             model = self._model(1.0, head).eval()
             policy = PRTSPolicy(model, Pipeline(model.transforms(), STATISTICS), "bench", "", 5, self.device)
             wall, cpu = _latencies(policy, calls)
-            note = f"one observation, {head} head, chunk of {model.chunk}, {self._where()}; CPU time {cpu:.1f} ms"
+            note = f"one observation, {head} head, chunk of {model.chunk}, by the clock; median CPU time {cpu:.1f} ms"
             for share in (50, 99):
                 value = float(np.percentile(wall, share))
                 figures.append(Figure(f"chunk_{head}_p{share}_ms", value, "ms", None, note))
