@@ -15,6 +15,8 @@ TARGETS = (
     "embodied.checkpoint.load_policy",
     "embodied.bench.data.DataBench",
     "embodied.training.bench.TrainBench",
+    "embodied.bench.world.WorldBench",
+    "embodied.bench.world_state.WorldStateBench",
 )
 
 OWN = ("embodied", "sim", "policies", "world_models")

@@ -9,6 +9,9 @@ def register(registry: Registry) -> None:
     registry.target(
         "world_models.persist.actions.FrameActions",
         "world_models.persist.actions.FramePoses",
+        "world_models.persist.imagined_env.make_imagined_env",
         "world_models.persist.nano.PersistNano",
         "world_models.persist.state.PersistState",
+        "world_models.persist.success.SuccessClassifier",
+        "world_models.persist.svd.PersistSVD",
     )

@@ -21,6 +21,7 @@ NAMES = (
     "collect",
     "data",
     "evaluate",
+    "evaluate-world",
     "compare",
     "value",
     "serve",

@@ -1,0 +1,110 @@
+"""How well a world model tells policies apart: the same policies, from the same starts, in the simulator and in it.
+
+Each policy has two evaluation runs (`embodied evaluate`), one with the simulator's environment and one with
+env=imagined; episodes pair by identity. Figures: Pearson's r, rank correlation and MMRV of the success rates, with
+intervals over episodes; the same without the policies named in `without`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embodied.bench.figures import Figure
+from embodied.evaluation.records import Outcome, RunFolder
+from embodied.evaluation.world_statistics import bootstrap_policies, mmrv, pearson, spearman
+
+WIDTH, MARGIN = 360, 44
+
+
+@dataclass(frozen=True)
+class PolicyOutcomes:
+    """Success (E,) of the same episodes, in the simulator and imagined."""
+
+    name: str
+    real: np.ndarray
+    imagined: np.ndarray
+
+    @property
+    def agreement(self) -> float:
+        """Share of episodes that end alike."""
+        return float((self.real == self.imagined).mean())
+
+
+def read_policy(name: str, simulator: Path, imagined: Path) -> PolicyOutcomes:
+    """Pairs two runs. ValueError when they share no episode or were made by different policies."""
+    sides = [RunFolder(path).records() for path in (simulator, imagined)]
+    digests = [{record.policy_digest for record in side.values()} for side in sides]
+    if digests[0] != digests[1]:
+        raise ValueError(f"{simulator} and {imagined} should be runs of one policy: evaluate {name} in both again")
+    keys = [
+        key
+        for key in sorted(sides[0].keys() & sides[1].keys())
+        if all(side[key].outcome is not Outcome.ERROR for side in sides)
+    ]
+    if not keys:
+        raise ValueError(f"{simulator} and {imagined} share no finished episode: use the same suite, tasks and seed")
+    real, seen = (np.array([float(side[key].success) for key in keys]) for side in sides)
+    return PolicyOutcomes(name, real, seen)
+
+
+def policy_figures(policies: Sequence[PolicyOutcomes], without: Sequence[str] = ()) -> list[Figure]:
+    """policy_eval.pearson, .spearman, .mmrv, and the same with _learned without some policies. ValueError for < 3."""
+    if len(policies) < 3:
+        raise ValueError(f"telling policies apart needs at least three of them, got {len(policies)}")
+    count = min(len(policy.real) for policy in policies)
+    real = np.stack([policy.real[:count] for policy in policies])
+    seen = np.stack([policy.imagined[:count] for policy in policies])
+    note = f"{len(policies)} policies, {count} episodes each"
+    found = _figures(real, seen, "", note)
+    kept = [i for i, policy in enumerate(policies) if policy.name not in without]
+    if 3 <= len(kept) < len(policies):
+        found += _figures(real[kept], seen[kept], "_learned", f"without {', '.join(without)}")
+    agreement = float(np.mean([policy.agreement for policy in policies]))
+    return [*found, Figure("policy_eval.agreement", agreement, "", None, "episodes that end alike")]
+
+
+def _figures(real: np.ndarray, seen: np.ndarray, suffix: str, note: str) -> list[Figure]:
+    rates = real.mean(1).tolist(), seen.mean(1).tolist()
+    found = []
+    for name, function in (("pearson", pearson), ("spearman", spearman), ("mmrv", mmrv)):
+        value = function(*rates)
+        if value != value:
+            raise ValueError(f"{name} needs success rates that differ between policies, got {rates}")
+        interval = bootstrap_policies(real, seen, name)
+        text = f"{note}; 95% interval {interval.low:.2f} to {interval.high:.2f}"
+        found.append(Figure(f"policy_eval.{name}{suffix}", value, "", None, text))
+    return found
+
+
+def scatter(policies: Sequence[PolicyOutcomes]) -> str:
+    """Success rates as SVG: simulator across, world model up."""
+    inner, dots = WIDTH - 2 * MARGIN, []
+    for policy in policies:
+        x, y = MARGIN + inner * policy.real.mean(), WIDTH - MARGIN - inner * policy.imagined.mean()
+        dots.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#1f5fa8" fill-opacity="0.7"><title>'
+            f"{html.escape(policy.name)}: {policy.real.mean():.2f}, {policy.imagined.mean():.2f}</title></circle>"
+            f'<text x="{x + 7:.1f}" y="{y - 6:.1f}" font-size="10">{html.escape(policy.name)}</text>'
+        )
+    low, high = MARGIN, WIDTH - MARGIN
+    return (
+        f'<svg width="{WIDTH}" height="{WIDTH}" role="img"><rect x="{low}" y="{low}" width="{inner}" height="{inner}" '
+        f'fill="none" stroke="#ccc"/><line x1="{low}" y1="{high}" x2="{high}" y2="{low}" stroke="#ccc"/>{"".join(dots)}'
+        f'<text x="{WIDTH / 2}" y="{WIDTH - 12}" font-size="12" text-anchor="middle">success in the simulator</text>'
+        f'<text x="14" y="{WIDTH / 2}" font-size="12" text-anchor="middle" '
+        f'transform="rotate(-90 14 {WIDTH / 2})">success in the world model</text></svg>'
+    )
+
+
+def evaluate_policies(pairs: Mapping[str, Sequence[str]], without: Sequence[str] = ()) -> tuple[list[Figure], str]:
+    """name -> (simulator's run, imagined run). Figures, and the scatter plot."""
+    wrong = [name for name, runs in pairs.items() if len(runs) != 2]
+    if wrong:
+        raise ValueError(f"policies should map a name to two runs, [simulator, imagined], {wrong[0]} does not")
+    policies = [read_policy(name, Path(runs[0]), Path(runs[1])) for name, runs in pairs.items()]
+    return policy_figures(policies, without), scatter(policies)

@@ -1,0 +1,153 @@
+"""The world model as an environment: the item format and interface of the simulators, so that policies run unchanged.
+
+An episode begins in the simulator, which gives the first observation and nothing more. From there the images are
+imagined, the arm's state is integrated from the actions, and success is what the classifier sees for `patience` frames
+in a row. Images are made as soon as the actions of a whole frame are known; a frame's chunk is predicted with the arm
+held still after the last known action, and only known frames are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from embodied import schema
+from embodied.checkpoint import load_checkpoint
+from embodied.protocols import Observation, StepsResult
+from embodied.registry import registry
+from world_models.persist.imagination import Imagination
+from world_models.persist.rollout import RolloutState, imagine
+
+HOLD = np.array([0, 0, 0, 0, 0, 0, 0], np.float32)
+
+
+class ImaginedEnv(gymnasium.Env):
+    """SimEnv. `simulator`: what episodes begin in; `succeeded`: images by camera and instruction -> probability."""
+
+    control_hz = schema.CONTROL_HZ
+
+    def __init__(
+        self,
+        simulator: Any,
+        world: Imagination,
+        succeeded: Callable[[Mapping[str, np.ndarray], str], float],
+        image_size: int = 128,
+        threshold: float = 0.5,
+        patience: int = 3,
+    ) -> None:
+        self.simulator, self.world, self.succeeded = simulator, world, succeeded
+        self.task, self.image_size = simulator.task, image_size
+        self.threshold, self.patience = threshold, patience
+        self.action_space = spaces.Box(-1.0, 1.0, (schema.ACTION_DIM,), np.float32)
+        entries: dict[str, spaces.Space] = {schema.STATE: spaces.Box(-np.inf, np.inf, (schema.STATE_DIM,), np.float32)}
+        entries |= {key: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for key in world.keys}
+        self.observation_space = spaces.Dict(entries)
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+        """As the simulator's reset. The same seed and actions give the same episode."""
+        super().reset(seed=seed)
+        self.simulator.reset(seed=seed, options=options)
+        first = self.simulator.observe(images=True)
+        self.instruction, self._seed = first[schema.TASK], int(seed or 0)
+        self._start = {key: first[key][None, None] for key in self.world.keys}
+        self._states: np.ndarray = first[schema.STATE][None, None].astype(np.float32)
+        self._actions: np.ndarray = np.zeros((1, 0, schema.ACTION_DIM), np.float32)
+        self._frames: Any = None  # latents imagined so far, after the start
+        self._shown = {key: first[key] for key in self.world.keys}
+        self._steps, self._in_a_row, self._success = 0, 0, False
+        return self.observe(), {"success": False, "seed": self._seed}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
+        result = self.run_steps(np.asarray(action)[None])
+        truncated = self._steps >= self.task.max_steps and not result.success
+        return self.observe(), float(result.success), result.success, truncated, {"success": result.success}
+
+    def run_steps(self, actions: np.ndarray) -> StepsResult:
+        """Executes actions (n, 7): states at once, frames as far as the actions make whole ones."""
+        given = np.clip(np.atleast_2d(actions), -1, 1).astype(np.float32)[None]
+        self._states = np.concatenate([self._states, self.world.arm.integrate(self._states, given)], axis=1)
+        self._actions = np.concatenate([self._actions, given], axis=1)
+        self._steps += given.shape[1]
+        self._imagine()
+        return StepsResult(given.shape[1], self._success)
+
+    def observe(self, images: bool = True) -> Observation:
+        """The newest imagined moment; images as large as asked for, whatever the world model's size."""
+        observation: Observation = {schema.STATE: self._states[0, -1], schema.TASK: self.instruction}
+        if images:
+            observation |= {key: _resized(value, self.image_size) for key, value in self._shown.items()}
+        return observation
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return self.simulator.snapshot()
+
+    def close(self) -> None:
+        self.simulator.close()
+
+    @property
+    def imagined(self) -> int:
+        """Frames imagined so far."""
+        return 0 if self._frames is None else self._frames.shape[1]
+
+    def _imagine(self) -> None:
+        skip, chunk = self.world.skip, self.world.chunk
+        while (wanted := self._actions.shape[1] // skip - self.imagined) > 0:
+            state = self._state(self.imagined + chunk)
+            done = imagine(self.world.world, state, 1, [(self._seed, self.task.index)], first=self.imagined)
+            fresh = done.buffer[:, -chunk:][:, : min(wanted, chunk)]
+            self._frames = fresh if self._frames is None else torch.cat([self._frames, fresh], dim=1)
+            shown = {key: value[0].cpu().numpy() for key, value in self.world.world.space.decode(fresh).items()}
+            for i in range(fresh.shape[1]):
+                self._shown = {key: value[i] for key, value in shown.items()}
+                probability = self.succeeded(self._shown, self.instruction)
+                self._in_a_row = self._in_a_row + 1 if probability > self.threshold else 0
+                self._success = self._success or self._in_a_row >= self.patience
+
+    def _state(self, frames: int) -> RolloutState:
+        """The rollout's state now, with actions for `frames` frames after the start; unknown ones hold the arm."""
+        steps = frames * self.world.skip
+        known = self._actions[:, :steps]
+        hold = np.repeat(HOLD[None, None], steps - known.shape[1], axis=1)
+        if known.shape[1]:
+            hold = hold.copy()
+            hold[..., 6] = known[:, -1:, 6]
+        history = {**self._start, schema.STATE: self._states[:, :1]}
+        begun = self.world.begin(history, np.concatenate([known, hold], axis=1))
+        if self._frames is None:
+            return begun
+        return RolloutState(torch.cat([begun.buffer, self._frames], dim=1), begun.actions)
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    from embodied.data.resize import resize_frames
+
+    return resize_frames(image[None], (size, size))[0]
+
+
+def make_imagined_env(
+    suite: str,
+    task: int,
+    checkpoint: str,
+    classifier: str,
+    simulator: str = "sim.make.make_env",
+    image_size: int = 128,
+    threshold: float = 0.5,
+    patience: int = 3,
+    device: str = "cpu",
+) -> ImaginedEnv:
+    """`env=imagined`: episodes of a suite's task inside the world model of a checkpoint."""
+    loaded, judge = load_checkpoint(checkpoint, device), load_checkpoint(classifier, device).model
+    world = loaded.model.make_world_model(loaded.pipeline, "imagined", loaded.digest, device)
+    inner = registry().resolve(simulator)(suite, task, image_size=image_size)
+
+    def succeeded(images: Mapping[str, np.ndarray], instruction: str) -> float:
+        batch: dict[str, Any] = {key: torch.from_numpy(np.array(value))[None] for key, value in images.items()}
+        return float(judge.probability({**batch, schema.TASK: [instruction]}))
+
+    return ImaginedEnv(inner, world, succeeded, image_size, threshold, patience)
