@@ -24,8 +24,13 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from embodied.registry import Registry
+
+if TYPE_CHECKING:
+    from embodied.deploy.config import NodeConfig
+    from embodied.deploy.node import Node
 
 
 def register(registry: Registry) -> None:
@@ -57,17 +62,7 @@ def run(arguments: list[str]) -> int:
         contract, config.schedule, make_inference(config, contract, clock), bus,
         name=config.name, clock=clock, warmup_timeout_s=config.warmup_timeout_s,
     )  # fmt: skip
-    recorder = None
-    if config.record is not None:
-        from embodied.deploy.record import Recorder
-
-        recorder = Recorder(node, Path(config.record), config.schedule)
-    view = None
-    if config.view is not None:
-        from embodied.deploy.view import LiveView, make_sink
-
-        view = LiveView(make_sink(config.view, node.name))
-        node.loop.on_tick = view.attach(node.loop.on_tick, [stream.feature for stream in contract.streams])
+    hooks = _hooks(node, config)
     node.start()
     print(f"{node.name} on {bus.place}: {node.inference.spec.name}, {contract.rate_hz} Hz", flush=True)
     if config.autostart:
@@ -84,11 +79,24 @@ def run(arguments: list[str]) -> int:
     if failure is not None:
         traceback.print_exception(failure)
     node.shutdown()
-    if recorder is not None:
-        recorder.close()
-    if view is not None:
-        view.close()
-        print(f"view: {view.shown} ticks shown, {view.dropped} dropped {view.failed}".rstrip(), flush=True)
+    for hook in hooks:
+        hook.close()
     print(f"{node.name} ended: {node.loop.counts['sent']} actions sent, state {node.loop.state.value}", flush=True)
     sys.stdout.flush()
     os._exit(int(failure is not None))  # a hung inference has no claim on the process
+
+
+def _hooks(node: Node, config: NodeConfig) -> list[Any]:
+    """The recorder and the live view that the settings ask for, hooked in."""
+    hooks: list[Any] = []
+    if config.record is not None:
+        from embodied.deploy.record import Recorder
+
+        hooks.append(Recorder(node, Path(config.record), config.schedule))
+    if config.view is not None:
+        from embodied.deploy.view import LiveView, make_sink
+
+        view = LiveView(make_sink(config.view, node.name))
+        node.loop.on_tick = view.attach(node.loop.on_tick, [stream.feature for stream in node.contract.streams])
+        hooks.append(view)
+    return hooks

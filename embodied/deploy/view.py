@@ -71,9 +71,10 @@ class LiveView:
             self.dropped += 1
 
     def close(self) -> None:
-        """Gives the sink a moment for what is left."""
+        """Gives the sink a moment for what is left, and logs how it went."""
         self._ending.set()
         self._thread.join(CLOSE_S)
+        log.info("live view: %d ticks shown, %d dropped %s", self.shown, self.dropped, self.failed)
 
     def _run(self) -> None:
         while not (self._ending.is_set() and self._queue.empty()):
