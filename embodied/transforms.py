@@ -24,7 +24,7 @@ RANGES = {
     "min_max": ("min", "max"),
 }
 # Steps along rows and columns that turn an upright image into the convention.
-FLIPS = {"upright": (1, 1), "rotated_180": (-1, -1), "bottom_up": (-1, 1)}
+FLIPS = {"upright": (1, 1), "mirrored": (1, -1), "bottom_up": (-1, 1)}
 
 
 @runtime_checkable
@@ -122,8 +122,8 @@ class RotationTo6D:
 class ImageConvention:
     """Turns upright images (the item format) into the convention a model was trained with, and back.
 
-    convention: "upright"; "rotated_180" (LIBERO sets on the hub, openpi, PRTS: also mirrors left and right);
-    "bottom_up" (robosuite's raw arrays).
+    convention: "upright"; "bottom_up" (robosuite's raw arrays); "mirrored" left to right, which is what these become
+    when turned by 180 degrees (LIBERO sets on the hub, openpi, LeRobot's LIBERO environment, the authors' PRTS).
     """
 
     def __init__(self, keys: Sequence[str], convention: str = "upright") -> None:

@@ -47,7 +47,7 @@ def test_forward_returns_a_new_dict_and_leaves_the_old_one():
 def full_pipeline() -> Pipeline:
     return Pipeline(
         [
-            ImageConvention(["observation.images.image"], "rotated_180"),
+            ImageConvention(["observation.images.image"], "mirrored"),
             Normalize("observation.state", dims=[0, 1, 2, 6, 7]),
             RotationTo6D("observation.state"),
             GripperConvention(open=1.0, closed=0.0),
@@ -82,11 +82,14 @@ def test_mirror_order_matters():
 
 def test_image_convention_turns_rows_and_columns():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    turned = ImageConvention(["i"], "rotated_180").forward({"i": image})["i"]
-    assert turned.dtype == np.uint8
-    assert turned[0, 0].tolist() == image[1, 1].tolist()
-    flipped = ImageConvention(["i"], "bottom_up").forward({"i": image})["i"]
-    assert flipped[0, 0].tolist() == image[1, 0].tolist()
+    mirrored = ImageConvention(["i"], "mirrored").forward({"i": image})["i"]
+    assert mirrored.dtype == np.uint8
+    assert mirrored[0, 0].tolist() == image[0, 1].tolist()
+    raw = ImageConvention(["i"], "bottom_up").forward({"i": image})["i"]
+    assert raw[0, 0].tolist() == image[1, 0].tolist()
+    np.testing.assert_array_equal(
+        np.rot90(raw, 2), mirrored
+    )  # what openpi, LeRobot and the hub do to robosuite's arrays
 
 
 def test_rotation_by_hand():

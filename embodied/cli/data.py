@@ -12,7 +12,7 @@ PATH is a LeRobot v3.0 or v2.x folder, DROID's packages, LIBERO's *.hdf5, a fram
 bags (MCAP), or a name under EMBODIED_DATA.
 size=128 | size=[192,320] | size=[]     frames of the cache; fit=pad|crop|stretch for another shape
 select.suites=[..] select.split=val select.success=true select.with_task=true select.limit=10
-source.rotate=true                      cameras stored rotated by 180 degrees (LIBERO's sets on the hub)
+source.mirrored=true                    cameras stored mirrored left to right (LIBERO's sets on the hub)
 source.contract=FILE source.task="..."  what a bag's topics are (a recording of `embodied node` says it itself)
 source.rename={image: observation.images.image}   source.angles=euler_xyz   source.tool_offset=0.16
 decode=false                            validate without decoding every frame; warnings=true drops warned episodes too

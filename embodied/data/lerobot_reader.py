@@ -53,17 +53,19 @@ class TableFiles:
 class LeRobotSource:
     """A LeRobot folder as a `Source`; cameras and columns keep the names they have there.
 
-    rotate: cameras stored rotated by 180 degrees (LIBERO's sets on the hub) are turned upright. lenient: episodes whose
-    table and metadata disagree are opened too (for repair), as far as they go. scattered: frames will be asked for here
-    and there, not in order.
+    mirrored: cameras stored mirrored left to right (LIBERO's sets on the hub) are mirrored back. lenient: episodes
+    whose table and metadata disagree are opened too (for repair), as far as they go. scattered: frames will be asked
+    for here and there, not in order.
     """
 
-    def __init__(self, root: str | Path, rotate: bool = False, lenient: bool = False, scattered: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, mirrored: bool = False, lenient: bool = False, scattered: bool = False
+    ) -> None:
         self.meta = read_meta(root)
         self.root = self.meta.root
         self.name = self.root.resolve().name
         self.fps = self.meta.fps
-        self.rotate, self.lenient, self.scattered = rotate, lenient, scattered
+        self.mirrored, self.lenient, self.scattered = mirrored, lenient, scattered
         self._places: dict[tuple[int, str], tuple[Path, float]] = {}
         self.cameras = {key: self.meta.size(key) for key in (*self.meta.video_keys, *self.meta.image_keys)}
         self.columns: dict[str, ColumnSpec] = self.meta.numeric_columns()
@@ -99,7 +101,7 @@ class LeRobotSource:
             video = self._video(self.meta.video_file(row, camera))
             times = self.meta.video_start(row, camera) + frames / self.fps
             result = video.read(video.numbers_at(times, tolerance=0.5 / self.fps))
-        return result[:, ::-1, ::-1] if self.rotate else result
+        return result[:, :, ::-1] if self.mirrored else result
 
     def read_scattered(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Frame frames[i] of episode episodes[i], both (N,), ascending: (N, H, W, 3). One decoding pass a file."""
@@ -114,7 +116,7 @@ class LeRobotSource:
             inside = np.array([place[0] == path for place in places])
             video = self._video(path)
             result[inside] = video.read(video.numbers_at(times[inside], tolerance=0.5 / self.fps))
-        return result[:, ::-1, ::-1] if self.rotate else result
+        return result[:, :, ::-1] if self.mirrored else result
 
     def _place(self, episode: int, camera: str) -> tuple[Path, float]:
         """The video file of an episode and the second at which it begins there."""
@@ -126,7 +128,7 @@ class LeRobotSource:
 
     def video_place(self, episode: int, camera: str) -> tuple[Path, int] | None:
         """File and number of the first frame, when the pictures in it are those that `read_frames` gives."""
-        if self.rotate or camera in self.meta.image_keys:
+        if self.mirrored or camera in self.meta.image_keys:
             return None
         row = self.meta.episodes[episode]
         path = self.meta.video_file(row, camera)

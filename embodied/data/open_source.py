@@ -30,13 +30,13 @@ class Format(Enum):
 class SourceOptions:
     """How a data set is to be read where its files do not say it.
 
-    rotate: cameras stored rotated by 180 degrees (LIBERO's sets on the hub). rename: their key -> ours. angles: what
+    mirrored: cameras stored mirrored left to right (LIBERO's sets on the hub). rename: their key -> ours. angles: what
     entries 3 to 5 of a LeRobot state are. tool_offset: metres from DROID's flange to the grip point. contract: file of
     a ROS 2 bag that is no recording of `embodied node`; task: its instruction, where the bag does not say it.
     """
 
     format: Format = Format.auto
-    rotate: bool = False
+    mirrored: bool = False
     rename: dict[str, str] = field(default_factory=dict)
     angles: Angles = Angles.keep
     tool_offset: float = 0.0
@@ -120,7 +120,7 @@ def _open(path: Path, kind: Format, options: SourceOptions, lenient: bool) -> So
     from embodied.data.importers.libero_hdf5 import LiberoHdf5Source
 
     if kind is Format.lerobot:
-        return LeRobotFolderSource(path, options.rename, options.rotate, options.angles, lenient)
+        return LeRobotFolderSource(path, options.rename, options.mirrored, options.angles, lenient)
     if kind is Format.droid_lerobot:
         return DroidLeRobotSource(path, options.tool_offset, lenient)
     if kind is Format.droid:

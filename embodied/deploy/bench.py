@@ -133,7 +133,7 @@ def _openpi(image: np.ndarray, count: int) -> list[float]:
     ours, theirs = context.Pipe()
     other = context.Process(target=_openpi_server, args=(theirs,), daemon=True)
     other.start()
-    policy = RemotePolicy(f"ws://127.0.0.1:{ours.recv()}", rotate_180=False)
+    policy = RemotePolicy(f"ws://127.0.0.1:{ours.recv()}", mirrored=False)
     observation = {IMAGE: image[None], STATE: np.zeros((1, 7), np.float32), "task": ["measure"]}
     times = []
     for _ in range(count + WARMUP):

@@ -112,7 +112,8 @@ class Stream:
     unit: str = ""
     feature_unit: str = ""
     size: int = 0  # images are brought to size x size, padded; 0: as they come
-    rotate_180: bool = False
+    rotate_180: bool = False  # the camera is mounted upside down
+    mirrored: bool = False  # left and right are exchanged, as openpi's LIBERO clients send images
     align: Align = Align.hold
     tolerance_s: float = 0.1
     max_age_s: float = 0.5

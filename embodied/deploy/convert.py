@@ -192,6 +192,8 @@ def _compressed_image(message: Any) -> np.ndarray:
 def _fit(stream: Stream, image: np.ndarray) -> np.ndarray:
     if stream.rotate_180:
         image = image[::-1, ::-1]
+    if stream.mirrored:
+        image = image[:, ::-1]
     if stream.size and image.shape[:2] != (stream.size, stream.size):
         from embodied.data.resize import resize_frames
 

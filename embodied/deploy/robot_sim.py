@@ -280,6 +280,7 @@ def encode_stream(stream: Stream, observation: dict[str, Any], stamp_ns: int) ->
         return messages.text_message(str(value))
     if stream.type in IMAGE_TYPES:
         image = value[::-1, ::-1] if stream.rotate_180 else value
+        image = image[:, ::-1] if stream.mirrored else image
         return messages.image_message(np.ascontiguousarray(image), stamp_ns)
     chosen = np.array([value[STATE_NAMES.index(name)] for name in stream.names], np.float64)
     chosen = chosen * unit_factor(stream.feature_unit, stream.unit)

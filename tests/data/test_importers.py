@@ -218,8 +218,8 @@ class TestLeRobotFolder:
             import_source(source, tmp_path / "new", {1: 9, 2: 11})
 
     def test_images_inside_the_table(self, tmp_path: Path) -> None:
-        """LIBERO as it lies on the hub: v2.0, PNG images in the rows, rotated by 180 degrees, short names."""
-        source = open_source(write_hub_libero(tmp_path / "hub"), SourceOptions(rotate=True))
+        """LIBERO as it lies on the hub: v2.0, PNG images in the rows, mirrored left to right, short names."""
+        source = open_source(write_hub_libero(tmp_path / "hub"), SourceOptions(mirrored=True))
         assert list(source.cameras) == [IMAGE, WRIST_IMAGE]
         assert [info.task for info in source.episodes] == ["stack the bowls"]
         frames = source.read_frames(0, IMAGE)

@@ -33,9 +33,12 @@ def test_v21_equals_v3(v3: Path, tmp_path: Path) -> None:
         assert np.array_equal(new.read_frames(episode, IMAGE), old.read_frames(episode, IMAGE))
 
 
-def test_rotated_cameras_are_turned(v3: Path) -> None:
-    plain, turned = LeRobotSource(v3), LeRobotSource(v3, rotate=True)
-    assert np.array_equal(turned.read_frames(0, IMAGE)[:, ::-1, ::-1], plain.read_frames(0, IMAGE))
+def test_mirrored_cameras_are_mirrored_back(v3: Path) -> None:
+    plain, turned = LeRobotSource(v3), LeRobotSource(v3, mirrored=True)
+    assert np.array_equal(turned.read_frames(0, IMAGE)[:, :, ::-1], plain.read_frames(0, IMAGE))
+    episodes, frames = np.array([0, 0, 1]), np.array([1, 4, 2])
+    there = turned.read_scattered(IMAGE, episodes, frames)
+    assert np.array_equal(there[:, :, ::-1], plain.read_scattered(IMAGE, episodes, frames))
 
 
 def test_frames_in_any_order(v3: Path) -> None:

@@ -140,7 +140,7 @@ def write_droid_hub(root: Path, length: int = 6) -> Path:
 
 
 def write_hub_libero(root: Path, length: int = 4) -> Path:
-    """A v2.0 folder with PNG images in its table, whose true top left corner is white, stored bottom right."""
+    """A v2.0 folder with PNG images in its table, whose true top left corner is white, stored top right."""
     import io
 
     import pyarrow as pa
@@ -148,7 +148,7 @@ def write_hub_libero(root: Path, length: int = 4) -> Path:
     from PIL import Image
 
     stored = np.zeros((SIZE, SIZE, 3), np.uint8)
-    stored[-1, -1] = stored[-1, :] = stored[:, -1] = 255
+    stored[0, :] = stored[:, -1] = 255
     buffer = io.BytesIO()
     Image.fromarray(stored).save(buffer, "PNG")
     images = [{"bytes": buffer.getvalue(), "path": "../../etc/passwd"}] * length

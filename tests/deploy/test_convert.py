@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,6 +76,10 @@ def test_rotation_and_size() -> None:
     got = np.asarray(decode(stream, messages.image_message(pixels, 0)))
     assert got.shape == (2, 2, 3)
     assert got[1, 1, 0] > 120
+    assert got[0, 0, 0] < 50
+    mirrored = replace(stream, rotate_180=False, mirrored=True)
+    got = np.asarray(decode(mirrored, messages.image_message(pixels, 0)))
+    assert got[0, 1, 0] > 120
     assert got[0, 0, 0] < 50
 
 

@@ -31,17 +31,17 @@ class Angles(Enum):
 
 
 class LeRobotFolderSource:
-    """rename: their name -> ours, on top of the usual aliases. rotate: cameras are stored rotated by 180 degrees."""
+    """rename: their name -> ours, on top of the usual aliases. mirrored: cameras are stored mirrored left to right."""
 
     def __init__(
         self,
         root: str | Path,
         rename: Mapping[str, str] | None = None,
-        rotate: bool = False,
+        mirrored: bool = False,
         angles: Angles = Angles.keep,
         lenient: bool = False,
     ) -> None:
-        self._inner = LeRobotSource(root, rotate, lenient)
+        self._inner = LeRobotSource(root, mirrored, lenient)
         self.name, self.fps, self.angles = self._inner.name, self._inner.fps, angles
         self.episodes = self._inner.episodes
         names = {key: (rename or {}).get(key, ALIASES.get(key, key)) for key in self._keys()}

@@ -28,7 +28,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 class RemotePolicy:
     """keys: feature -> key of the server. What the server's metadata does not say is given by the arguments.
 
-    rotate_180: images are sent as openpi's LIBERO clients send them, turned by 180 degrees from upright.
+    mirrored: images are sent as openpi's LIBERO clients send them, mirrored left to right from ours.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class RemotePolicy:
         replan: int | None = None,
         action_dim: int | None = None,
         image_size: int = 224,
-        rotate_180: bool = True,
+        mirrored: bool = True,
         connect_timeout_s: float = 30.0,
         answer_timeout_s: float = 60.0,
         max_message_bytes: int = 32 * 2**20,
     ) -> None:
-        self.uri, self.api_key, self.rotate_180 = uri, api_key, rotate_180
+        self.uri, self.api_key, self.mirrored = uri, api_key, mirrored
         self.keys = dict(keys or LIBERO_KEYS)
         self.answer_timeout_s, self.max_message_bytes = answer_timeout_s, max_message_bytes
         self._connection: ClientConnection | None = None
@@ -87,7 +87,7 @@ class RemotePolicy:
 
     def _sent(self, feature: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
-        return np.ascontiguousarray(array[::-1, ::-1]) if self.rotate_180 and ".images." in feature else array
+        return np.ascontiguousarray(array[:, ::-1]) if self.mirrored and ".images." in feature else array
 
     def _ask(self, request: dict[str, Any]) -> Any:
         connection = self._connected()
