@@ -18,6 +18,7 @@ DAMPING = 0.05
 REST_PULL = 0.1
 LIMIT_MARGIN = 0.03  # rad
 STEP_CAP = 0.3  # rad
+TURN_STEP = 0.4  # rad between the poses looked at along a turn
 POSTURES, SPARE = 400, 0.005  # random postures that measure the arm's length; m added to it
 _LENGTHS: dict[str, float] = {}
 
@@ -36,6 +37,7 @@ class Reach:
         self.high = self.model.jnt_range[joints, 1] - LIMIT_MARGIN
         self.data = mujoco.MjData(self.model)
         self.data.qpos[:] = scene.data.qpos
+        self.now = self.data.qpos[self.qpos].copy()
         self._measure(scene, joints)
 
     def _measure(self, scene: Scene, joints: np.ndarray) -> None:
@@ -62,17 +64,39 @@ class Reach:
     def within(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
         """(K,): is the arm long enough for the hand at rotation (3, 3), positions (K, 3)? Where not, `reachable` says
         no as well; it is the quick question of the two."""
+        return self.stretch(rotation, position) < self.length
+
+    def stretch(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """How far (K,) metres the wrist is from the shoulder, at least, for the hand at rotation, positions (K, 3)."""
         away = position + rotation @ self.middle - self.shoulder
         along = away @ (rotation @ self.axis)
         across = np.sqrt(np.maximum((away**2).sum(1) - along**2, 0))
-        return np.hypot(along, np.maximum(across - self.radius, 0)) < self.length
+        return np.hypot(along, np.maximum(across - self.radius, 0))
 
     def reachable(self, rotation: np.ndarray, position: np.ndarray, tolerance: float = 0.01) -> bool:
         """Is there an arm posture within its joint limits that puts the grip site at the pose (3, 3), (3,)?"""
         if not self.within(rotation, position[None])[0]:
             return False
-        jacobian = np.zeros((6, self.model.nv))
         self.data.qpos[self.qpos] = self.rest
+        return self._solve(rotation, position, tolerance)
+
+    def follow(self, posture: np.ndarray, rotation: np.ndarray, position: np.ndarray) -> np.ndarray | None:
+        """The posture (n,) at the pose (3, 3), (3,) when the hand goes there straight, turning the shortest way, from
+        `posture` (n,). None when a joint limit is in the way, as it may be though both ends can be reached."""
+        self.data.qpos[self.qpos] = posture
+        mujoco.mj_kinematics(self.model, self.data)
+        first, start = self.data.site_xmat[self.site].reshape(3, 3).copy(), self.data.site_xpos[self.site].copy()
+        turn = rotation_vector(rotation @ first.T)
+        angle = float(np.linalg.norm(turn))
+        for share in np.linspace(0, 1, 2 + int(angle / TURN_STEP))[1:]:
+            between = turned(turn / max(angle, 1e-9), share * angle) @ first
+            if not self._solve(between, start + share * (position - start), 0.01):
+                return None
+        return self.data.qpos[self.qpos].copy()
+
+    def _solve(self, rotation: np.ndarray, position: np.ndarray, tolerance: float) -> bool:
+        """Goes from the posture in `data` to the pose; returns whether it got there."""
+        jacobian = np.zeros((6, self.model.nv))
         for _ in range(ITERATIONS):
             mujoco.mj_kinematics(self.model, self.data)
             mujoco.mj_comPos(self.model, self.data)

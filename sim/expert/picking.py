@@ -14,9 +14,9 @@ from sim.expert.geometry import slab_boxes
 from sim.expert.goals import Predicate
 from sim.expert.grasps import Grasp, Obstacles, Search, plan_grasps
 from sim.expert.imagination import imagined
-from sim.expert.kinematics import FAR_LEANS, LEANS, Reach, leaning
+from sim.expert.kinematics import FAR_LEANS, HALF_TURN, LEANS, Reach, leaning
 from sim.expert.motion import corridor_height, hand_below, travel, way_out
-from sim.expert.placing import DROPS, INSERT_WAY, Place, Spot, by_rotation, find_insert, find_place, find_spots
+from sim.expert.placing import ABOVE, DROPS, INSERT_WAY, Place, Spot, by_rotation, find_insert, find_place, find_spots
 
 if TYPE_CHECKING:
     from sim.expert.expert import Expert
@@ -38,6 +38,9 @@ BEFORE = 0.04  # m above a release, where the straight way down starts
 LIFT = 0.06  # m after which a lift is verified
 AWAY, WAIT = 0.09, 20  # m of retreat after a release, steps then waited for the predicate
 SLIP = 0.03  # m an object may move in the hand during that
+SPARE, STRETCH_COST = 0.07, 40.0  # m short of straight, from where an arm no longer goes exactly; per metre
+CENTRED, BEGUN = 0.004, 0.02  # m off the axis at which a hole may go over a peg; m down, from where it is on it
+SINK, THREAD_STEPS = 0.015, 80  # m ahead that the aim is on the way down; control steps
 
 
 class PickAndPlace:
@@ -113,39 +116,60 @@ class PickAndPlace:
         if self.predicate[0] == "lifted":
             return next(((g.score, g) for g in grasps if reach.reachable(g.rotation, g.position)), None)
         best: tuple[float, Grasp] | None = None
-        for grasp in spread(grasps, TRIED) if spots else []:
+        chosen = spread(grasps, TRIED) if spots else []
+        if spots and spots[0].threads:  # the way round that the hand holds it decides how far the arm has to stretch
+            chosen = [g for grasp in chosen for g in (grasp, replace(grasp, rotation=grasp.rotation @ HALF_TURN))]
+        for grasp in chosen:
             most = np.inf if best is None else (grasp.score - best[0]) / PLACE_WEIGHT  # cost that is still better
             if spots[0].cost >= most or not reach.reachable(grasp.rotation, grasp.position):
                 continue
+            posture = reach.follow(reach.now, grasp.rotation, grasp.position) if spots[0].threads else reach.now
+            if posture is None:
+                continue
             better = spots[: bisect_left(spots, most, key=lambda spot: spot.cost)]
-            place = self.release(better, grasp.rotation, grasp.position, FEW)
+            place = self.release(better, grasp.rotation, grasp.position, FEW, posture)
             if place is not None and place.cost < most:
                 best = (grasp.score - PLACE_WEIGHT * place.cost, grasp)
         return best
 
-    def release(self, spots: list[Spot], rotation: np.ndarray, position: np.ndarray, few: int = MANY) -> Place | None:
-        """The best release within reach over the spots for an object held by a hand at rotation, position."""
+    def release(
+        self,
+        spots: list[Spot],
+        rotation: np.ndarray,
+        position: np.ndarray,
+        few: int = MANY,
+        posture: np.ndarray | None = None,
+    ) -> Place | None:
+        """The best release within reach over the spots for an object held by a hand at rotation, position. posture:
+        the arm's then, if not now's."""
         region = self.goals.region(self.predicate)
         near, gripper = self.obstacles(region.center), self.scene.gripper
         in_hand = self.in_hand(rotation, position)
         carried = slab_boxes(self.local(self.scene.cloud(self.bodies).points), CARRIED_SLABS) if self.covered else None
         drops = DROPS if region.container else DROPS[:3]
         reach = Reach(self.scene)
+        posture = reach.now if posture is None else posture
         left = self.near_enough(spots, in_hand, reach)
         for _ in range(TRIED):
             if carried is not None:
                 place = find_insert(left[:few], in_hand, carried, gripper, near)
             else:
                 place = find_place(left[:few], in_hand, gripper, near, drops)
-            if place is None or reach.reachable(place.rotation, place.position):
+            if place is None or self.comes_to(place, posture, reach):
                 return place
             self.out_of_reach.append((place.spot.position, place.rotation))
             left = self.near_enough(left, in_hand, reach)
         return None
 
+    def comes_to(self, place: Place, posture: np.ndarray, reach: Reach) -> bool:
+        """Does the arm reach the release: for one that has to be met exactly, also on its way from the posture?"""
+        if place.spot.threads and reach.follow(posture, place.rotation, place.position) is None:
+            return False
+        return reach.reachable(place.rotation, place.position)
+
     def near_enough(self, spots: list[Spot], in_hand: tuple[np.ndarray, np.ndarray], reach: Reach) -> list[Spot]:
         """The spots that the arm is long enough for, without those next to one that such a hand could not reach."""
-        keep = np.zeros(len(spots), bool)
+        keep, stretch = np.zeros(len(spots), bool), np.zeros(len(spots))
         at = np.array([spot.position for spot in spots])
         for rotation, index in by_rotation(spots):
             hand = rotation @ in_hand[0].T
@@ -154,7 +178,13 @@ class PickAndPlace:
             if far:
                 good &= np.linalg.norm(at[index][:, None] - np.array(far), axis=2).min(1) > FAR_APART
             keep[index] = good
-        return [spots[i] for i in np.flatnonzero(keep)]
+            spare = reach.length - SPARE
+            stretch[index] = np.maximum(reach.stretch(hand, at[index] - hand @ in_hand[1]) - spare, 0)
+        left = [spots[i] for i in np.flatnonzero(keep)]
+        if not any(spot.threads for spot in left):
+            return left
+        dear = [replace(s, cost=s.cost + STRETCH_COST * far) for s, far in zip(left, stretch[keep], strict=True)]
+        return sorted(dear, key=lambda spot: spot.cost)
 
     def spots(self) -> list[Spot]:
         """Where the object may rest: reached from above, else, when there is no such spot, from the side."""
@@ -234,10 +264,33 @@ class PickAndPlace:
         before, tolerance = self.way_in(plan, below, radius)
         yield from travel(arm, plan.rotation, before, below, radius, self.bodies)
         yield from arm.move(plan.rotation, before, tolerance)
-        yield from arm.move(plan.rotation, plan.position)
+        if plan.spot.threads:
+            yield from self.thread(plan)
+        else:
+            yield from arm.move(plan.rotation, plan.position)
         yield from arm.fingers(OPEN)
         yield from self.come_free()
         yield from self.retreat(plan)
+
+    def thread(self, plan: Place) -> Generator[np.ndarray, None, bool]:
+        """Lowers the object over what goes through its hole: slowly, and the object, not the hand, is kept above its
+        spot. Returns whether it came down."""
+        target, start = plan.spot, self.scene.pose(self.body)[1]
+        for _ in range(THREAD_STEPS):
+            now_rotation, now = self.scene.hand()
+            turn, shift = self.in_hand(now_rotation, now)
+            item = self.scene.pose(self.body)[1]
+            left = item[2] - target.position[2] - ABOVE - plan.drop
+            if left < CENTRED:
+                return True
+            may = np.linalg.norm((target.position - item)[:2]) < CENTRED or start[2] - item[2] > BEGUN
+            rotation = target.rotation @ turn.T
+            if np.trace(rotation.T @ plan.rotation) < SAME_HAND:
+                rotation = plan.rotation
+            aim = np.array([*target.position[:2], item[2] - (min(left, SINK) if may else 0.0)])
+            yield self.arm.toward(rotation, aim - rotation @ shift)
+        self.expert.note("did not go down over it")
+        return False
 
     def come_free(self) -> Iterator[np.ndarray]:
         """Moves open fingers to both sides of the object when one still touches: collision geoms may catch on a pad."""

@@ -32,16 +32,19 @@ INSERT_WAY = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25)  # m back along a level way
 INSERT_ABOVE, INSERT_MARGIN = 0.008, 0.003
 LEAST_INWARD = 0.5  # of the hand's z axis along a level way in
 CONTACT = 0.004  # m: cells this close to the highest one carry the object
+SLACK, SLACK_COST = (0.003, 0.006), 2.0  # m of sideways play that what a hole goes around should leave; for none
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A predicted rest pose of the object's body: rotation (3, 3), position (3,); turn from now (rad); cost."""
+    """A predicted rest pose of the object's body: rotation (3, 3), position (3,); turn from now (rad); cost;
+    threads: something sticks up through a hole of the object, as a peg through a nut."""
 
     rotation: np.ndarray
     position: np.ndarray
     turn: float
     cost: float
+    threads: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,38 @@ def grown(item: HeightMap, cells: int = 2) -> HeightMap:
     )
 
 
+def holes(item: HeightMap) -> np.ndarray:
+    """Cells (K, 2) that are open from top to bottom, with some of the item before and behind them along both sides."""
+    solid = np.isfinite(item.bottom)
+    enclosed = ~solid
+    for axis in (0, 1):
+        for way in (solid, np.flip(solid, axis)):
+            seen = np.logical_or.accumulate(way, axis)
+            enclosed &= seen if way is solid else np.flip(seen, axis)
+    return np.argwhere(enclosed)
+
+
+def threaded(ground: HeightMap, item: HeightMap, xy: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """(K,): does the ground stick out above the item through one of its holes, with its origin at xy (K, 2), height?"""
+    offset = item.origin + holes(item) * item.step
+    if not len(offset):
+        return np.zeros(len(xy), bool)
+    index = ground.index(xy[:, None, :] + offset[None])
+    limit = np.array(ground.top.shape) - 1
+    inside = np.all((index >= 0) & (index <= limit), axis=2)
+    index = np.clip(index, 0, limit)
+    above = ground.top[index[..., 0], index[..., 1]] > (height + item.top.max())[:, None]
+    return (above & inside).any(1)
+
+
+def tightness(ground: HeightMap, item: HeightMap, xy: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """(K,): the share of small sideways shifts that an item at rest at xy (K, 2), height (K,) has no play for."""
+    angle = np.arange(8) * np.pi / 4
+    shifts = np.concatenate([far * np.c_[np.cos(angle), np.sin(angle)] for far in SLACK])
+    shifted = rest_height(ground, item, (xy[:, None, :] + shifts[None]).reshape(-1, 2))[0]
+    return (shifted.reshape(len(xy), -1) > height[:, None] + CROWD_HEIGHT).mean(1)
+
+
 def rest_height(ground: HeightMap, item: HeightMap, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height (K,) of the item's origin at rest with its origin at xy (K, 2), and imbalance (K,) in metres: how far the
     item's middle lies outside the cells that carry it (negative: inside)."""
@@ -121,14 +156,19 @@ def find_spots(scene: Scene, body: int, region: Region, avoid: frozenset[int], c
         height, imbalance = rest_height(ground, item, xy)
         crowded = rest_height(ground, grown(item), xy)[0] > height + CROWD_HEIGHT
         cost = far + TURN_COST * abs(turn) + leaning * np.maximum(imbalance, 0) + CROWD_COST * crowded
-        found.append((turn, rotation, height, cost))
+        threads = threaded(ground, item, xy, height)
+        if threads.any():
+            cost[threads] += SLACK_COST * tightness(ground, item, xy[threads], height[threads])
+        found.append((turn, rotation, height, cost, threads))
     for margin in MARGINS:
         spots = []
-        for turn, rotation, height, cost in found:
+        for turn, rotation, height, cost, threads in found:
             good = np.isfinite(height)
             points = np.c_[xy, height]
             good[good] = _accepted(region.accepts, points[good], margin)
-            spots += [Spot(rotation, points[i], float(turn), float(cost[i])) for i in np.flatnonzero(good)]
+            spots += [
+                Spot(rotation, points[i], float(turn), float(cost[i]), bool(threads[i])) for i in np.flatnonzero(good)
+            ]
         if spots:
             floor = min(spot.position[2] for spot in spots)
             lifted = (replace(s, cost=s.cost + HEIGHT_COST * float(s.position[2] - floor)) for s in spots)

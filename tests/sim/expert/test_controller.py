@@ -95,3 +95,26 @@ def test_reach_knows_near_from_far(env: BaseEnv) -> None:
     assert reach.reachable(rotation, position + np.array([0.1, -0.1, -0.1]))
     assert not reach.reachable(rotation, position + np.array([1.0, 0, 0]))
     assert np.array_equal(before, scene.data.qpos)
+
+
+def test_reach_follows_a_turn_until_the_wrist_ends(env: BaseEnv) -> None:
+    """The last joint starts nearer to one of its limits: of turns by 2.8 rad to both sides only one can be followed."""
+    scene = Scene(env)
+    rotation, position = scene.hand()
+    reach = Reach(scene)
+    before = scene.data.qpos.copy()
+    up = np.array([0, 0, 1.0])
+    small = reach.follow(reach.now, turned(up, 1.2) @ rotation, position)
+    assert small is not None
+    assert abs(abs(small[-1] - reach.now[-1]) - 1.2) < 0.4
+    results = [reach.follow(reach.now, turned(up, angle) @ rotation, position) for angle in (2.8, -2.8)]
+    assert sum(result is None for result in results) == 1
+    assert np.array_equal(before, scene.data.qpos)
+
+
+def test_stretch_grows_away_from_the_shoulder(env: BaseEnv) -> None:
+    scene = Scene(env)
+    rotation, position = scene.hand()
+    reach = Reach(scene)
+    away = np.array([[0, 0, 0], [0.1, 0, 0], [0.2, 0, 0]])
+    assert (np.diff(reach.stretch(rotation, position + away)) > 0.05).all()

@@ -89,6 +89,16 @@ def test_check_reads_ranges_and_counts() -> None:
     assert table([record, failed]).splitlines()[1].split() == ["3", "1", "2", "60", "80", "0.50"]
 
 
+def test_nut_goes_over_its_peg_and_is_let_go() -> None:
+    env = make_env("robosuite", 7)
+    result = run_episode(env, Expert(), 1003, None, stop=False)
+    fingers = env.robosuite_env.sim.data._data.qpos[7:9]
+    env.close()
+    assert result["success"]
+    assert result["steps"] < 200
+    assert np.abs(fingers).min() > 0.03
+
+
 @pytest.mark.libero
 def test_puts_the_soup_into_the_basket_and_lets_go() -> None:
     env = make_env("libero_object", 0)

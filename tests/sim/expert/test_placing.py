@@ -7,7 +7,7 @@ import pytest
 
 from sim.expert.geometry import GripperShape, HeightMap
 from sim.expert.grasps import Obstacles, down
-from sim.expert.placing import Spot, find_place, rest_height
+from sim.expert.placing import Spot, find_place, holes, rest_height, threaded, tightness
 
 STEP = 0.004
 HAND = GripperShape(
@@ -70,3 +70,44 @@ def test_blocked_spot_is_dropped_into_or_left_for_another() -> None:
     assert level.spot.position[0] == pytest.approx(0.3)
     assert dropped.spot.position[0] == pytest.approx(0.0)
     assert dropped.drop == pytest.approx(0.03)
+
+
+def ring() -> HeightMap:
+    """7 x 7 cells, 2 cm high, with a hole of 5 x 5 cells in the middle."""
+    bottom = np.full((7, 7), -0.01)
+    bottom[1:6, 1:6] = np.inf
+    top = np.where(np.isfinite(bottom), 0.01, -np.inf)
+    return HeightMap(np.full(2, -3 * STEP), STEP, top, bottom)
+
+
+def peg() -> HeightMap:
+    """A table at height 0, on it a peg of 3 x 3 cells and 10 cm height in the middle."""
+    top = np.zeros((21, 21))
+    top[9:12, 9:12] = 0.1
+    return HeightMap(np.zeros(2), STEP, top, np.full_like(top, -0.1))
+
+
+def test_holes_are_closed_on_all_four_sides() -> None:
+    assert len(holes(ring())) == 25
+    assert len(holes(cube())) == 0
+    hook = ring()
+    hook.bottom[0, :] = np.inf  # open to one side
+    assert len(holes(hook)) == 0
+
+
+def test_a_peg_sticks_out_through_the_ring_only_where_it_stands() -> None:
+    xy = np.array([[0.04, 0.04], [0.068, 0.04], [0.052, 0.04]])  # over the peg, beside it, bar on the peg
+    height, _ = rest_height(peg(), ring(), xy)
+    assert height == pytest.approx([0.01, 0.01, 0.11])
+    assert threaded(peg(), ring(), xy, height).tolist() == [True, False, False]
+    assert threaded(peg(), cube(), xy, rest_height(peg(), cube(), xy)[0]).tolist() == [False, False, False]
+
+
+def test_play_is_tighter_off_the_axis() -> None:
+    """One cell of play on each side of a peg in the middle, none on one side a cell off; plenty in a wide ring."""
+    middle, off = np.array([[0.04, 0.04]]), np.array([[0.044, 0.04]])
+    low = np.array([0.01])
+    assert tightness(peg(), ring(), middle, low)[0] < tightness(peg(), ring(), off, low)[0]
+    wide = HeightMap(np.full(2, -8 * STEP), STEP, np.full((17, 17), 0.01), np.full((17, 17), -0.01))
+    wide.bottom[1:16, 1:16] = np.inf
+    assert tightness(peg(), wide, middle, low)[0] == 0
