@@ -67,7 +67,7 @@ class ClipConfig:
     """
 
     path: str = "data/libero_demos"
-    holdout: float = 0.05
+    holdout: float = 0.15
     split_seed: int = 0
     interactions: int = 14
     starts: int = 2

@@ -40,9 +40,7 @@ class SuccessClassifier(nn.Module):
         self.size, self.done, self.undone = size, done, undone
         self.language, self.frozen = LanguageTower(language), (language,)
         channels = [3 * len(IMAGE_KEYS), width // 3, 2 * width // 3, width, width]
-        self.layers = nn.ModuleList(
-            [nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(channels)]
-        )
+        self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(channels)])
         self.words = nn.Sequential(nn.Linear(WIDTH, width), nn.GELU(), nn.Linear(width, 2 * width))
         self.head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
