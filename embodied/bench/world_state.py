@@ -17,7 +17,7 @@ import torch
 
 from embodied.bench.figures import Figure
 from embodied.checkpoint import list_steps, load_checkpoint
-from embodied.data.cache import FrameCache
+from embodied.data.cache import FrameCache, is_cache
 from embodied.evaluation.world_clips import ClipConfig, list_clips, read_clips, stream
 from embodied.evaluation.world_statistics import bootstrap_mean_of
 from embodied.io import read_lines
@@ -93,6 +93,8 @@ class WorldStateBench:
             return
         s = self.settings
         data = [f"data={s['data']}", f"data.sets.{s['data']}.path={s['cache']}", f"data.holdout={s['holdout']}"]
+        if is_cache(Path(s["cache"])):
+            data.append(f"data.sets.{s['data']}.source=null")
         quiet = ["log.every=20", "log.progress=false", "evaluate_every=0", "validation_batches=1", "keep=1"]
         length = [f"stage.batch_size={batch_size}", f"seed={seed}", "threads=1", "cpu=true", "checkpoint_every=100000"]
         train([*words, *data, *quiet, *length, f"run={run}"])
