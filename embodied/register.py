@@ -9,6 +9,7 @@ from embodied.registry import Registry
 
 TARGETS = (
     "embodied.transforms.GripperConvention",
+    "embodied.transforms.GripperLevels",
     "embodied.transforms.ImageConvention",
     "embodied.transforms.Normalize",
     "embodied.transforms.RotationTo6D",

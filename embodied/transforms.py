@@ -175,6 +175,34 @@ class GripperConvention:
         return x
 
 
+class GripperLevels:
+    """Rounds a predicted gripper command to the nearest of -1 (open), 0 (hold) and +1 (close) on the way back.
+
+    robosuite moves the fingers by the sign of the command, so that a regressed 0.02 in place of the exact 0 with which
+    demonstrations hold half-open fingers would close them. Forward leaves actions as they are.
+    """
+
+    def __init__(self, key: str = "action", index: int = -1) -> None:
+        self.key, self.index = key, index
+
+    def bind(self, statistics: Statistics) -> None:
+        pass
+
+    def forward(self, item: Item) -> Item:
+        return item
+
+    def inverse(self, item: Item) -> Item:
+        return _changed(item, self.key, self._round)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"key": self.key, "index": self.index}
+
+    def _round(self, x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x[..., self.index] = np.clip(np.round(x[..., self.index]), -1.0, 1.0)
+        return x
+
+
 class Pipeline:
     """Transforms in order, bound to statistics; the inverse runs them in mirror order.
 

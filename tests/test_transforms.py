@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from embodied.transforms import (
     GripperConvention,
+    GripperLevels,
     ImageConvention,
     Normalize,
     Pipeline,
@@ -135,3 +136,11 @@ def test_json_round_trip():
 def test_bad_pipelines_are_refused(entries, message):
     with pytest.raises(ValueError, match=message):
         Pipeline.from_json(entries, STATISTICS)
+
+
+def test_gripper_commands_come_back_as_levels():
+    transform = GripperLevels()
+    predicted = np.array([[0.3, 0.02], [0.3, -0.7], [0.3, 1.4], [0.3, 0.49], [0.3, -2.0]])
+    got = transform.inverse({"action": predicted})["action"]
+    np.testing.assert_allclose(got, [[0.3, x] for x in (0, -1, 1, 0, -1)], rtol=1e-6)
+    assert transform.forward({"action": predicted})["action"] is predicted

@@ -16,7 +16,7 @@ from embodied.language import WIDTH as WORD_WIDTH
 from embodied.language import LanguageTower
 from embodied.schema import ACTION, ACTION_DIM, IMAGE_KEYS, STATE, STATE_DIM, TASK
 from embodied.training.augment import StateNoise
-from embodied.transforms import Normalize, RotationTo6D, Transform
+from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
 from embodied.vision import TowerFeatures, VisionTower
 from policies.bc.layers import Block, LanguagePool
 from policies.layers import KeypointReader, StateEncoder
@@ -72,6 +72,7 @@ class BehaviourCloning(nn.Module):
 
     def transforms(self) -> list[Transform]:
         return [
+            GripperLevels(),
             Normalize(STATE, dims=POSITION_AND_GRIPPER),
             RotationTo6D(STATE),
             Normalize(ACTION),

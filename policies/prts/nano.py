@@ -22,7 +22,7 @@ from embodied.data.windows import WindowConfig
 from embodied.language import WIDTH as WORD_WIDTH
 from embodied.language import LanguageTower
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, STATE_DIM
-from embodied.transforms import Normalize, RotationTo6D, Transform
+from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
 from embodied.vision import TowerFeatures, VisionTower
 from policies.layers import FEATURE_SCALE, KeypointReader, StateEncoder
 from policies.prts.attention import ATTENTION, make_plan
@@ -196,7 +196,12 @@ class PRTSNano(PRTS):
         return {"backbone": asdict(self.nano), **self.method_config()}
 
     def transforms(self) -> list[Transform]:
-        return [Normalize(STATE, dims=POSITION_AND_GRIPPER), RotationTo6D(STATE), Normalize(ACTION, mode="min_max")]
+        return [
+            GripperLevels(),
+            Normalize(STATE, dims=POSITION_AND_GRIPPER),
+            RotationTo6D(STATE),
+            Normalize(ACTION, mode="min_max"),
+        ]
 
     def windows(self, stage: str) -> WindowConfig:
         check_stage(stage)

@@ -104,17 +104,17 @@ def test_core_path_on_another_machine(small_cache, tmp_path, arguments):
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(small_cache, tmp_path, arguments, monkeypatch):
-    # Each rank draws its own noise and counts its own padding, so both are left out here.
+    # Each rank draws its own noise and dropout and counts its own padding, so these are left out here.
     monkeypatch.setattr(BehaviourCloning, "relabel", lambda self, stage: [])
     monkeypatch.setattr(BehaviourCloning, "training_step", lambda self, b: ((self(b) - b["action"]).abs().mean(), {}))
-    train(arguments(small_cache.folder, tmp_path / "one", "stage.batch_size=8"))
+    train(arguments(small_cache.folder, tmp_path / "one", "stage.batch_size=8", "policy.dropout=0"))
     code = (
         "import sys, policies.bc.model as m; m.BehaviourCloning.relabel = lambda self, stage: []; "
         "m.BehaviourCloning.training_step = lambda self, b: ((self(b) - b['action']).abs().mean(), {}); "
         "from embodied.cli.train import run; sys.exit(run(sys.argv[1:]))"
     )
     common = {**os.environ, "OMP_NUM_THREADS": "1"}
-    two = arguments(small_cache.folder, tmp_path / "two")
+    two = arguments(small_cache.folder, tmp_path / "two", "policy.dropout=0")
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29617", "ACCELERATE_USE_CPU": "true"}
     ranks = [
         subprocess.Popen(
