@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def _work(suite: str, resets: int, pipe: Any) -> None:
         env.reset(seed=seed, options={"settle_steps": 0})
         env.observe(images=True)
         env.run_steps(np.zeros((2, 7)))
+        gc.collect()  # what waits for the collector is no growth
         pipe.send(resident_mb())
     env.close()
 
