@@ -26,6 +26,8 @@ AHEAD = 0.04  # m (at the hand) the target runs ahead of the joint
 BEYOND = 0.03  # m (at the hand) past the threshold that is aimed at
 TRIED = 40
 RETRIES = 4
+STALLED = 15  # steps without progress after which a motion is given up
+SECURED = 4  # steps without progress past the threshold after which the joint is at its end
 BACK = 0.07
 CLOSE_MARGIN = 0.003
 GAP = 0.015  # m between fingers and surface before a push
@@ -169,7 +171,10 @@ class Articulated:
         return None
 
     def follow(self, goal: JointGoal, rotation: np.ndarray, position: np.ndarray) -> Iterator[np.ndarray]:
-        """Moves a hand that holds or pushes the part along the joint, until the predicate holds or it stalls."""
+        """Moves a hand that holds or pushes the part along the joint, BEYOND its threshold, or until it stalls.
+
+        A demonstration that let go right at the threshold would teach a policy to stop a little before it.
+        """
         screw, first = self.screw(goal), self.value(goal)
         speed = float(np.linalg.norm(screw.velocity(position[None])[0]))
         ahead, beyond = AHEAD / max(speed, 0.05), BEYOND / max(speed, 0.05)
@@ -177,11 +182,12 @@ class Articulated:
         best, stalled = -np.inf, 0
         for _ in range(200):
             now = self.value(goal)
-            if self.goals.holds(self.predicate) or stalled > 15:
-                return
             progress = goal.sign * now
             stalled = 0 if progress > best + 1e-3 else stalled + 1
             best = max(best, progress)
+            reached = self.goals.holds(self.predicate)
+            if stalled > (SECURED if reached else STALLED) or (reached and progress >= goal.sign * last):
+                return
             aim = now + goal.sign * min(ahead, 0.4)
             aim = min(aim, last) if goal.sign > 0 else max(aim, last)
             yield self.arm.toward(*screw.pose(rotation, position, aim - first))
