@@ -16,6 +16,17 @@ from embodied.protocols import PolicySpec
 
 PERIOD = 0.1
 STATE = "observation.state"
+ARM_CONTRACT = """
+name: arm
+rate_hz: 20
+streams:
+  - {feature: observation.state, topic: /joint_states, type: sensor_msgs/msg/JointState, max_age_s: 2.0,
+     names: [x, y, z, rx, ry, rz, gripper_left, gripper_right]}
+action: {topic: /action, type: std_msgs/msg/Float64MultiArray, names: [dx, dy, dz, drx, dry, drz, gripper], mode: delta,
+         gripper: [gripper]}
+limits: {low: [-1, -1, -1, -1, -1, -1, -1], high: [1, 1, 1, 1, 1, 1, 1]}
+watchdog: {max_deadline_misses: 100000, policy_timeout_s: 60.0}
+"""
 
 
 def contract(**changes: Any) -> Contract:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from long_inference import LONG_S, LongInference, openpi_python
-from loop_parts import until
+from loop_parts import ARM_CONTRACT, until
 
 pytest.importorskip("cyclonedds", reason="the deploy extra is not installed")
 pytest.importorskip("rosbags", reason="the deploy extra is not installed")
@@ -29,17 +29,6 @@ from embodied.deploy.transports.dds import DdsBus
 from embodied.schema import STATE_NAMES
 
 TRIGGER = "std_srvs/srv/Trigger"
-CONTRACT = """
-name: arm
-rate_hz: 20
-streams:
-  - {feature: observation.state, topic: /joint_states, type: sensor_msgs/msg/JointState, max_age_s: 2.0,
-     names: [x, y, z, rx, ry, rz, gripper_left, gripper_right]}
-action: {topic: /action, type: std_msgs/msg/Float64MultiArray, names: [dx, dy, dz, drx, dry, drz, gripper], mode: delta,
-         gripper: [gripper]}
-limits: {low: [-1, -1, -1, -1, -1, -1, -1], high: [1, 1, 1, 1, 1, 1, 1]}
-watchdog: {max_deadline_misses: 100000, policy_timeout_s: 60.0}
-"""
 
 
 class Robot:
@@ -87,7 +76,7 @@ class Robot:
         self.states.append(values["state"])
 
 
-def start(tmp_path: Path, domain: int, *extra: str, contract: str = CONTRACT) -> subprocess.Popen[str]:
+def start(tmp_path: Path, domain: int, *extra: str, contract: str = ARM_CONTRACT) -> subprocess.Popen[str]:
     path = tmp_path / "arm.yaml"
     path.write_text(contract)
     command = [sys.executable, "-m", "embodied.cli", "node", "policy=random", f"contract={path}", *extra]
@@ -136,7 +125,7 @@ def test_a_node_and_a_robot_in_two_processes(tmp_path: Path, domain: int, robot:
 
 
 def test_a_wrong_contract_ends_with_status_2(tmp_path: Path, domain: int) -> None:
-    node = start(tmp_path, domain, contract=CONTRACT.replace("gripper]", "gripper, extra]", 1))
+    node = start(tmp_path, domain, contract=ARM_CONTRACT.replace("gripper]", "gripper, extra]", 1))
     output, _ = node.communicate(timeout=120)
     assert node.returncode == 2
     assert "action" in output

@@ -14,6 +14,7 @@ from types import SimpleNamespace as Ns
 
 import numpy as np
 import pytest
+from loop_parts import ARM_CONTRACT
 
 pytest.importorskip("rosbags", reason="the deploy extra is not installed")
 from embodied.deploy import messages
@@ -50,17 +51,6 @@ still = until(lambda: len(got) > 0 and not any(got[-1][:6]))
 reset = rospy.ServiceProxy("/embodied/reset", Trigger)
 again = until(lambda: reset().success) and until(lambda: any(got[-1][:6]))
 print(json.dumps({"moved": moved, "held": held.message, "still": still, "again": again, "size": len(got[-1])}))
-"""
-CONTRACT = """
-name: arm
-rate_hz: 20
-streams:
-  - {feature: observation.state, topic: /joint_states, type: sensor_msgs/msg/JointState, max_age_s: 2.0,
-     names: [x, y, z, rx, ry, rz, gripper_left, gripper_right]}
-action: {topic: /action, type: std_msgs/msg/Float64MultiArray, names: [dx, dy, dz, drx, dry, drz, gripper], mode: delta,
-         gripper: [gripper]}
-limits: {low: [-1, -1, -1, -1, -1, -1, -1], high: [1, 1, 1, 1, 1, 1, 1]}
-watchdog: {max_deadline_misses: 1000, policy_timeout_s: 60.0}
 """
 
 
@@ -104,7 +94,7 @@ def master() -> object:
 
 
 def test_a_node_and_rospy(master: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "arm.yaml").write_text(CONTRACT)
+    (tmp_path / "arm.yaml").write_text(ARM_CONTRACT)
     environment = {**master, "OMP_NUM_THREADS": "1", "ROS_LOG_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "embodied.cli", "node", "policy=random", f"contract={tmp_path / 'arm.yaml'}"]
     with (tmp_path / "node.log").open("w") as log:

@@ -10,11 +10,8 @@ from torch import Tensor, nn
 
 from embodied.schema import IMAGE_KEYS
 from world_models.persist.codec import CameraLatents, PatchCodec
-from world_models.persist.edm import EDMConfig
-from world_models.persist.memory import MemoryConfig
-from world_models.persist.settings import PosttrainConfig
 from world_models.persist.unet import make_unet
-from world_models.persist.world import ActionEncoder, PersistWorld, WorldConfig
+from world_models.persist.world import ActionEncoder, PersistWorld, Settings
 
 
 @dataclass
@@ -67,21 +64,8 @@ class StackedUNet(nn.Module):
 class PersistNano(PersistWorld):
     """A TrainableModel; see configs/world_model/persist_nano.yaml."""
 
-    def __init__(
-        self,
-        nano: dict[str, Any] | None = None,
-        world: dict[str, Any] | None = None,
-        memory: dict[str, Any] | None = None,
-        edm: dict[str, Any] | None = None,
-        posttrain: dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            WorldConfig(**(world or {})),
-            MemoryConfig(**(memory or {})),
-            EDMConfig(**(edm or {})),
-            PosttrainConfig(**(posttrain or {})),
-        )
+    def __init__(self, nano: Settings = None, lora: Settings = None, **settings: Settings) -> None:
+        super().__init__(**settings)
         self.nano = NanoConfig(**(nano or {}))
         codec = PatchCodec(self.nano.patch, self.nano.latent, self.nano.power)
         self.space = ImageSpace(codec, self.nano.cameras, self.nano.size)

@@ -17,11 +17,8 @@ from torch import Tensor, nn
 
 from embodied.schema import STATE, STATE_DIM
 from embodied.transforms import Normalize, RotationTo6D, Transform
-from world_models.persist.edm import EDMConfig
-from world_models.persist.memory import MemoryConfig
 from world_models.persist.rewards import GroupRewards, group_rewards
-from world_models.persist.settings import PosttrainConfig
-from world_models.persist.world import ActionEncoder, PersistWorld, WorldConfig
+from world_models.persist.world import ActionEncoder, PersistWorld, Settings
 
 STATE_6D = STATE_DIM + 3
 VIEWS = {"position": slice(0, 3), "rotation": slice(3, 9), "fingers": slice(9, 11)}
@@ -88,21 +85,8 @@ class StateScore:
 class PersistState(PersistWorld):
     """A TrainableModel; see configs/world_model/persist_state.yaml."""
 
-    def __init__(
-        self,
-        state: dict[str, Any] | None = None,
-        world: dict[str, Any] | None = None,
-        memory: dict[str, Any] | None = None,
-        edm: dict[str, Any] | None = None,
-        posttrain: dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            WorldConfig(**(world or {"actions": "motions"})),
-            MemoryConfig(**(memory or {})),
-            EDMConfig(**(edm or {})),
-            PosttrainConfig(**(posttrain or {})),
-        )
+    def __init__(self, state: Settings = None, lora: Settings = None, **settings: Settings) -> None:
+        super().__init__(**{**settings, "world": settings.get("world") or {"actions": "motions"}})
         if self.world.actions != "motions":
             raise ValueError(
                 f"persist_state needs world.actions=motions, got {self.world.actions}: poses are its answer"

@@ -18,11 +18,8 @@ from torch import Tensor, nn
 
 from embodied.schema import IMAGE, WRIST_IMAGE
 from world_models.persist.codec import CameraLatents, VaeCodec
-from world_models.persist.edm import EDMConfig
-from world_models.persist.memory import MemoryConfig
-from world_models.persist.settings import PosttrainConfig
 from world_models.persist.unet import ActionUNet
-from world_models.persist.world import ActionEncoder, PersistWorld, WorldConfig
+from world_models.persist.world import ActionEncoder, PersistWorld, Settings
 
 LICENCE = """{weights} is licensed by Stability AI, not by this project: the Stability AI Community License
 (https://stability.ai/license). Research and non-commercial use is free; commercial use has conditions, and what is made
@@ -72,21 +69,8 @@ class ConcatenatedUNet(nn.Module):
 class PersistSVD(PersistWorld):
     """A TrainableModel; see configs/world_model/persist_svd.yaml."""
 
-    def __init__(
-        self,
-        svd: dict[str, Any] | None = None,
-        world: dict[str, Any] | None = None,
-        memory: dict[str, Any] | None = None,
-        edm: dict[str, Any] | None = None,
-        posttrain: dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            WorldConfig(**(world or {})),
-            MemoryConfig(**(memory or {})),
-            EDMConfig(**(edm or {})),
-            PosttrainConfig(**(posttrain or {})),
-        )
+    def __init__(self, svd: Settings = None, lora: Settings = None, **settings: Settings) -> None:
+        super().__init__(**settings)
         self.svd = SVDConfig(**(svd or {}))
         unet, vae = _random(self.svd) if self.svd.weights is None else _from_hub(self.svd)
         self.space = SVDSpace(VaeCodec(vae), self.svd.cameras, self.svd.size)

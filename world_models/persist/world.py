@@ -110,8 +110,14 @@ class ActionEncoder(nn.Module):
         return self.net(actions_BFA)
 
 
+Settings = dict[str, Any] | None
+
+
 class PersistWorld(nn.Module):
-    """A TrainableModel. Subclasses set `space` and `network` and call `_finish`."""
+    """A TrainableModel. Subclasses set `space` and `network` and call `_finish`.
+
+    world, memory, edm, posttrain: settings by name, of WorldConfig, MemoryConfig, EDMConfig and PosttrainConfig.
+    """
 
     stages = STAGES
     features, language = None, None
@@ -124,11 +130,15 @@ class PersistWorld(nn.Module):
     calls: Tensor
 
     def __init__(
-        self, world: WorldConfig, memory: MemoryConfig, edm: EDMConfig, posttrain: PosttrainConfig | None = None
+        self,
+        world: Settings = None,
+        memory: Settings = None,
+        edm: Settings = None,
+        posttrain: Settings = None,
     ) -> None:
         super().__init__()
-        self.world, self.memory, self.edm = world, memory, edm
-        self.posttrain = posttrain or PosttrainConfig()
+        self.world, self.memory = WorldConfig(**(world or {})), MemoryConfig(**(memory or {}))
+        self.edm, self.posttrain = EDMConfig(**(edm or {})), PosttrainConfig(**(posttrain or {}))
         self.stage = "base"
         self.lora: LoraSettings | None = None
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # training steps of post-training so far
@@ -136,7 +146,7 @@ class PersistWorld(nn.Module):
         self._windows: Any = None
         self._trainer: Any = None
 
-    def _finish(self, lora: dict[str, Any] | None) -> None:
+    def _finish(self, lora: Settings) -> None:
         self.register_buffer("scale", torch.ones(self.space.shape[0], *[1] * (len(self.space.shape) - 1)))
         if lora is not None:
             self.add_adapters(LoraSettings(**lora))
