@@ -28,12 +28,14 @@ class DataSet:
     """One frame cache. `source`: a LeRobot folder, or its name under EMBODIED_DATA; builds `path` if that is missing.
 
     weight: share of samples relative to the other sets; null: by size. Empty `suites`: all.
+    without: instructions left out, as when newer demonstrations of a task take the place of this set's.
     """
 
     path: str = MISSING
     source: str | None = None
     weight: float | None = None
     suites: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
     success_only: bool = False
     limit_per_task: int | None = None
 

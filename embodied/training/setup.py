@@ -217,16 +217,23 @@ def _split(
         first, second = split_episodes(cache, config.data.holdout, config.seed)
         training[name], held[name] = np.intersect1d(first, chosen), np.intersect1d(second, chosen)
         if not len(training[name]):
-            raise ValueError(f"data set {name!r}: no episode is left to train on: check suites and success_only")
+            raise ValueError(f"data set {name!r}: no episode is left to train on: check suites, without and success_only")
     return training, held
 
 
 def select_episodes(cache: FrameCache, data: DataSet) -> np.ndarray:
     """Positions of the episodes that the settings keep, at most `limit_per_task` of each instruction."""
     table = cache.episodes
+    unknown = sorted(set(data.without) - set(table.languages))
+    if unknown:
+        raise ValueError(
+            f"without should name instructions of {cache.folder}, got {unknown[0]!r}: one of {table.languages}"
+        )
     kept = np.ones(len(table), bool)
     if data.suites:
         kept &= np.isin([table.suites[i] for i in table.suite_id], data.suites)
+    if data.without:
+        kept &= ~np.isin([table.languages[i] for i in table.task_id], data.without)
     if data.success_only:
         kept &= table.success == 1
     if data.limit_per_task is not None:

@@ -19,7 +19,7 @@ from embodied.cli.train import run as train
 from embodied.io import read_lines, write_json
 from embodied.schema import ACTION, STATE, TASK
 from embodied.training.config import DataSet
-from embodied.training.setup import open_cache
+from embodied.training.setup import open_cache, select_episodes
 from policies.bc.model import BehaviourCloning
 
 NOT_CORE = [
@@ -169,6 +169,7 @@ def test_validation_on_held_episodes(small_cache, tmp_path, arguments):
         (["stage.name=pretrain"], "has the stages bc"),
         (["data.sets.libero_demos.path=/nowhere"], "nowhere"),
         (["data.sets.libero_demos.suites=[none]"], "no episode is left"),
+        (["data.sets.libero_demos.without=[juggle]"], "without should name instructions of .* got 'juggle'"),
         (["policy.width=30", "policy.heads=4"], "multiple of heads"),
         (["stage.stepz=3"], "did you mean"),
         (["stage=bcc"], "did you mean"),
@@ -205,6 +206,14 @@ def test_two_data_sets_are_mixed(small_cache, tmp_path, arguments):
     assert {name: entry["frames"] for name, entry in data.items()} == {"libero_demos": 72, "more": 72}
     with pytest.raises(ValueError, match="already named"):
         train(arguments(small_cache.folder, tmp_path / "again", f"data.extra=[{tmp_path}/more,{tmp_path}/run/more]"))
+
+
+def test_instructions_can_be_left_out(small_cache):
+    """The small cache has 2 instructions, by turns."""
+    table = small_cache.episodes
+    kept = select_episodes(small_cache, DataSet(without=[table.languages[0]]))
+    assert kept.tolist() == np.flatnonzero(table.task_id != 0).tolist()
+    assert 0 < len(kept) < len(table)
 
 
 def test_a_cache_of_a_data_set_that_has_grown_is_not_trained_on(small_cache, tmp_path):
