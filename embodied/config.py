@@ -52,7 +52,7 @@ def to_dataclass(config: DictConfig) -> Any:
 
 def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     message = _first_line(error)
-    keys = sorted(set(_known_keys(name)))
+    keys = sorted(set(_known_keys(name, overrides)))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
         if key in keys or (key.rpartition(".")[0] in keys and _is_open(name, key)):
@@ -79,10 +79,15 @@ def _first_line(error: BaseException) -> str:
     return " ".join(filter(None, [lines[0] if lines else type(error).__name__, where.replace("full_key:", "at")]))
 
 
-def _known_keys(name: str) -> Iterator[str]:
+def _known_keys(name: str, overrides: Sequence[str]) -> Iterator[str]:
+    """The keys of the config, with the chosen options of its groups where those can be composed."""
+    choices = [override for override in overrides if "." not in override.partition("=")[0]]
     with initialize_or_reuse():
-        plain = compose(config_name=name)
-    yield from _walk(plain, "")
+        try:
+            known = compose(config_name=name, overrides=choices)
+        except (HydraException, OmegaConfBaseException):
+            known = compose(config_name=name)
+    yield from _walk(known, "")
 
 
 def _walk(node: Any, prefix: str) -> Iterator[str]:

@@ -44,12 +44,13 @@ class DataSet:
 class DataConfig:
     """Data sets by name, mixed.
 
-    extra: more of them by path, frame caches or LeRobot folders (cached beside them as FOLDER.cache).
+    extra: more of them by path, frame caches or LeRobot folders (cached beside them as FOLDER.cache); or settings, as
+    {path: FOLDER, without: [INSTRUCTION]}.
     holdout: share of each task's episodes kept for the validation loss.
     """
 
     sets: dict[str, DataSet] = field(default_factory=dict)
-    extra: list[str] = field(default_factory=list)
+    extra: list[Any] = field(default_factory=list)
     balance: Balance = Balance.frames
     holdout: float = 0.0
 

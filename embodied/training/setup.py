@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,24 @@ def _check_whole(name: str, cache: FrameCache, path: Path, source: Path | None) 
 def data_sets(config: DataConfig) -> dict[str, DataSet]:
     """All data sets by name, those of `extra` named by their folders."""
     result = dict(config.sets)
-    for path in (Path(name) for name in config.extra):
+    for given in config.extra:
+        entry = _extra(given)
+        path = Path(entry.path)
         if path.name in result:
             raise ValueError(f"data.extra: a data set is already named {path.name!r}: rename the folder {path}")
-        cached = is_cache(path)
-        result[path.name] = DataSet(str(path) if cached else f"{path}.cache", source=None if cached else str(path))
+        result[path.name] = entry if is_cache(path) else replace(entry, path=f"{path}.cache", source=str(path))
     return result
+
+
+def _extra(given: str | Mapping[str, Any]) -> DataSet:
+    """An entry of `data.extra`: a path, or the settings of a DataSet."""
+    settings = {"path": given} if isinstance(given, str) else dict(given)
+    known = [field.name for field in fields(DataSet) if field.name != "source"]
+    if "path" not in settings or not set(settings) <= set(known):
+        raise ValueError(
+            f"data.extra should be paths or {{path: FOLDER, ...}} with {', '.join(known[1:])}, got {given}"
+        )
+    return DataSet(**settings)
 
 
 def make_sampler(config: TrainConfig, sets: Sequence[DataSet], mixture: Mixture, rank: int, world_size: int) -> Sampler:
@@ -217,7 +230,9 @@ def _split(
         first, second = split_episodes(cache, config.data.holdout, config.seed)
         training[name], held[name] = np.intersect1d(first, chosen), np.intersect1d(second, chosen)
         if not len(training[name]):
-            raise ValueError(f"data set {name!r}: no episode is left to train on: check suites, without and success_only")
+            raise ValueError(
+                f"data set {name!r}: no episode is left to train on: check suites, without and success_only"
+            )
     return training, held
 
 

@@ -170,6 +170,8 @@ def test_validation_on_held_episodes(small_cache, tmp_path, arguments):
         (["data.sets.libero_demos.path=/nowhere"], "nowhere"),
         (["data.sets.libero_demos.suites=[none]"], "no episode is left"),
         (["data.sets.libero_demos.without=[juggle]"], "without should name instructions of .* got 'juggle'"),
+        (["data.extra=[{path: x, withot: []}]"], "data.extra should be paths or {path: FOLDER"),
+        (["data.sets.libero_demos.suites=[x]", "data.sets.libero_demos.suits=[x]"], "did you mean '.*suites'"),
         (["policy.width=30", "policy.heads=4"], "multiple of heads"),
         (["stage.stepz=3"], "did you mean"),
         (["stage=bcc"], "did you mean"),
@@ -204,6 +206,10 @@ def test_two_data_sets_are_mixed(small_cache, tmp_path, arguments):
     train(arguments(small_cache.folder, tmp_path / "run", f"data.extra=[{tmp_path / 'more'}]"))
     data = load_checkpoint(tmp_path / "run").config["info"]["data"]
     assert {name: entry["frames"] for name, entry in data.items()} == {"libero_demos": 72, "more": 72}
+    entry = f"{{path: {tmp_path}/more, without: [{small_cache.episodes.languages[0]}]}}"
+    train(arguments(small_cache.folder, tmp_path / "less", f"data.extra=[{entry}]"))
+    data = load_checkpoint(tmp_path / "less").config["info"]["data"]
+    assert data["more"]["frames"] < data["libero_demos"]["frames"]
     with pytest.raises(ValueError, match="already named"):
         train(arguments(small_cache.folder, tmp_path / "again", f"data.extra=[{tmp_path}/more,{tmp_path}/run/more]"))
 
