@@ -7,6 +7,7 @@ of strings under "task".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,6 +80,10 @@ class SimEnv(Protocol):
         ...
 
     def observe(self, images: bool = True) -> Observation: ...
+
+    def images_later(self) -> Future[dict[str, np.ndarray]]:
+        """The images of the newest observed state, rendered while the environment goes on."""
+        ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Everything needed to recreate this episode's start elsewhere: simulator state and fixture poses."""

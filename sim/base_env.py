@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import gymnasium
@@ -147,14 +148,24 @@ class BaseEnv(gymnasium.Env):
         sample = self._ready().sample
         observation: Observation = {schema.STATE: _state(sample), schema.TASK: self.instruction}
         if images:
-            observation.update(self._render(self.image_size))
+            observation.update(self.images_later().result())
         return observation
+
+    def images_later(self) -> Future[dict[str, np.ndarray]]:
+        """Every camera's image of the newest sampled state, rendered beside whatever happens next."""
+        stepper = self._ready()
+        if self._renderer is None:
+            self._renderer = Renderer(stepper.model)
+        change, steps = self._perturbed.image, self._steps
+        return self._renderer.images(
+            stepper.sample, self.cameras, self.image_size, lambda image, number: change(image, steps, number)
+        )
 
     def render(self) -> np.ndarray | None:
         """The external camera's image when made with render_mode='rgb_array'."""
         if self.render_mode is None:
             return None
-        return self._render(self.image_size)[next(iter(self.cameras))]
+        return self.images_later().result()[next(iter(self.cameras))]
 
     def success(self) -> bool:
         """The simulator's own predicate, now."""
@@ -303,17 +314,6 @@ class BaseEnv(gymnasium.Env):
     def _advance(self, action: np.ndarray) -> None:
         self._ready().step(action)
         self._after_step()
-
-    def _render(self, size: int) -> dict[str, np.ndarray]:
-        sample = self._ready().sample
-        if self._renderer is None:
-            self._renderer = Renderer(self._stepper.model)  # type: ignore[union-attr]
-        self._renderer.pose(sample)
-        images = {}
-        for number, (key, camera) in enumerate(self.cameras.items()):
-            image = self._renderer.image(sample, camera, size, size)
-            images[key] = self._perturbed.image(image, self._steps, number)
-        return images
 
     def _drop_renderer(self) -> None:
         if self._renderer is not None:

@@ -3,7 +3,7 @@
 It publishes the contract's streams and obeys the contract's actions, either in real time (one control step a period;
 a period without a command holds still, as a driver's own watchdog would) or in lockstep with a node (one control step
 for each of its ticks, as fast as both sides can: `embodied.deploy.lockstep`). Images are rendered every `image_every`
-steps: rendering is what costs.
+steps, in real time beside the arm's motion: rendering is what costs.
 
     /robot_sim/success    std_msgs/msg/Bool, whether the task's success predicate holds
     /robot_sim/status     std_msgs/msg/String, JSON: episode, step, success, commands, missed
@@ -20,6 +20,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import SimpleNamespace as Ns
 from typing import Any
@@ -91,6 +92,7 @@ class SimulatedRobot:
         self._next = threading.Event()
         self._gripper = 0.0
         self._publishers: list[tuple[Stream, Publish]] = []
+        self._rendering: tuple[int, Future[dict[str, np.ndarray]]] | None = None  # images under way, and their stamp
         self._stepped: queue.Queue[tuple[int, bool]] = queue.Queue()
         self._now_ns = self.clock.now_ns()  # in lockstep: simulated time
 
@@ -121,6 +123,7 @@ class SimulatedRobot:
         init_state, seed = None if first is None else first + number, settings.seed + number
         _, info = self.env.reset(seed=seed, options={} if init_state is None else {"init_state": init_state})
         snapshot = self.env.snapshot()
+        self._rendering = None
         self._next.clear()
         self._reset_node(stop)
         self._drain()
@@ -170,12 +173,11 @@ class SimulatedRobot:
     def _exchange(self, images: bool, stop: threading.Event) -> np.ndarray | None:
         """One step of lockstep: the command of the node's tick at it, None when it sent none. ValueError: no node."""
         self._now_ns += round(self.contract.period_s * 1e9)
-        sent = self._messages(images, self._now_ns)
+        sent = self._messages(self.env.observe(images=images), self._now_ns)
         stamps = {stream.topic: self._now_ns for stream, _, _ in sent if stream.type in STAMPED}
         end = self.clock.monotonic_ns() + round(self.settings.answer_timeout_s * 1e9)
         while not stop.is_set():
-            for _, publish, message in sent:
-                publish(message)
+            self._send(sent)
             self._publish_clock(Ns(clock=messages.time_message(self._now_ns)))
             self._publish_step(step_message(Step(self._now_ns, stamps)))
             with contextlib.suppress(queue.Empty):
@@ -224,7 +226,7 @@ class SimulatedRobot:
                 self._exchange(True, stop)
                 self._drain()
             else:
-                self._publish_streams(True)
+                self._publish_streams(True, wait=True)
             try:
                 answer = self.bus.call(service, "std_srvs/srv/Trigger", Ns(), timeout_s=0.5)
             except TimeoutError:
@@ -249,13 +251,33 @@ class SimulatedRobot:
                 self._commands.get_nowait()
         self._commands.put_nowait(action)
 
-    def _publish_streams(self, images: bool) -> None:
-        for _, publish, message in self._messages(images, self.clock.now_ns()):
+    def _publish_streams(self, images: bool, wait: bool = False) -> None:
+        """Publishes the state now, and images when they are rendered, unless told to wait, while the arm moves on.
+
+        As with a camera, the stamp is the time of what they show; while they are rendered no others are taken.
+        """
+        now_ns = self.clock.now_ns()
+        self._send(self._messages(self.env.observe(images=False), now_ns))
+        self._send_rendered()
+        if images and self._rendering is None:
+            self._rendering = now_ns, self.env.images_later()
+        elif images:
+            self.counts["late_images"] += 1
+        if wait:
+            self._send_rendered(wait)
+
+    def _send_rendered(self, wait: bool = False) -> None:
+        if self._rendering is not None and (wait or self._rendering[1].done()):
+            stamp_ns, rendered = self._rendering
+            self._rendering = None
+            self._send(self._messages(rendered.result(), stamp_ns))
+
+    def _send(self, sent: list[tuple[Stream, Publish, Any]]) -> None:
+        for _, publish, message in sent:
             publish(message)
 
-    def _messages(self, images: bool, stamp_ns: int) -> list[tuple[Stream, Publish, Any]]:
-        """What every stream would say now."""
-        observation = self.env.observe(images=images)
+    def _messages(self, observation: dict[str, Any], stamp_ns: int) -> list[tuple[Stream, Publish, Any]]:
+        """What the streams of an observation say."""
         found = [
             (stream, publish, encode_stream(stream, observation, stamp_ns)) for stream, publish in self._publishers
         ]

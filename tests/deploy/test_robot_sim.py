@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from types import SimpleNamespace as Ns
 from typing import Any
 
@@ -42,7 +43,8 @@ class Line:
 
     def __init__(self) -> None:
         self.task = Task("line", 0, "line", "go right", 5000)
-        self.x, self.resets, self.images = 0.0, [], 0
+        self.x, self.images = 0.0, 0
+        self.resets: list[tuple[Any, Any]] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         self.x = 0.0
@@ -60,6 +62,11 @@ class Line:
             self.images += 1
             seen |= {key: np.full((128, 128, 3), 7, np.uint8) for key in IMAGE_KEYS}
         return seen
+
+    def images_later(self) -> Future[dict[str, np.ndarray]]:
+        later: Future[dict[str, np.ndarray]] = Future()
+        later.set_result({key: value for key, value in self.observe().items() if key in IMAGE_KEYS})
+        return later
 
     def step(self, action: np.ndarray) -> Any:
         raise NotImplementedError
@@ -108,6 +115,50 @@ def test_two_episodes_to_success(lockstep: bool) -> None:
     assert robot.counts["refused"] == 0
     assert node.loop.safety.counts["absolute"] > 0, "2 was asked for, 1 is the limit"
     node.shutdown()
+
+
+class SlowCamera(Line):
+    """Its images are there when the arm has made ten more steps, and show how often it had stepped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.due: list[tuple[int, int, Future[dict[str, np.ndarray]]]] = []
+
+    def run_steps(self, actions: np.ndarray) -> StepsResult:
+        self.steps += 1
+        for step, shown, later in self.due:
+            if step == self.steps:
+                later.set_result({key: np.full((128, 128, 3), shown, np.uint8) for key in IMAGE_KEYS})
+        return super().run_steps(actions)
+
+    def images_later(self) -> Future[dict[str, np.ndarray]]:
+        later: Future[dict[str, np.ndarray]] = Future()
+        self.due.append((self.steps + 10, self.steps, later))
+        return later
+
+
+def test_the_arm_moves_on_while_images_are_rendered() -> None:
+    """Images are taken at steps 0, 10, 20 (at 5, 15 and 25 the last ones are still under way)."""
+    hub, env = Hub(), SlowCamera()
+    seen: list[tuple[Any, int]] = []
+    states: list[Any] = []
+    contract = libero_sim()
+    other = InprocBus(hub)
+    other.subscribe(
+        contract.streams[0].topic, "sensor_msgs/msg/Image", QosProfile.sensor, lambda m: seen.append((m, len(states)))
+    )
+    other.subscribe("/joint_states", "sensor_msgs/msg/JointState", QosProfile.sensor, states.append)
+    other.start()
+    settings = RobotSettings(image_every=5, node="", max_steps=26)
+    robot = SimulatedRobot(env, contract, InprocBus(hub), settings)
+    robot.start()
+    assert robot.run(threading.Event()) == [False]
+    assert [message.data[0] for message, _ in seen] == [0, 10]
+    assert [count for _, count in seen] == [11, 21], "states go on meanwhile"
+    stamps = [state.header.stamp for state in states]
+    assert [message.header.stamp for message, _ in seen] == [stamps[0], stamps[10]], "the time of what they show"
+    assert robot.counts["late_images"] == 3
 
 
 def test_bad_commands_are_refused() -> None:

@@ -56,6 +56,16 @@ def test_images_are_fresh_and_upright(env: BaseEnv) -> None:
     assert changed[:16].sum() > 2 * changed[16:].sum()
 
 
+def test_images_of_a_moment_are_rendered_while_it_moves_on(env: BaseEnv) -> None:
+    env.reset(seed=1)
+    now = env.observe()
+    later = env.images_later()
+    env.run_steps(np.tile(UP, (3, 1)))
+    for key, image in later.result().items():
+        np.testing.assert_array_equal(image, now[key])
+    assert np.any(env.observe()[schema.IMAGE] != now[schema.IMAGE])
+
+
 def test_step_and_run_steps_do_the_same(env: BaseEnv) -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
     env.reset(seed=2)
@@ -111,7 +121,8 @@ def test_images_larger_than_the_simulators_buffer() -> None:
     env.reset(seed=0)
     patches = []
     for size in (70, 700):
-        image = env._render(size)[schema.IMAGE]
+        env.image_size = size
+        image = env.observe()[schema.IMAGE]
         assert image.shape == (size, size, 3)
         patches.append(image.reshape(7, size // 7, 7, size // 7, 3).mean((1, 3)))
     assert np.abs(patches[0] - patches[1]).mean() < 2
