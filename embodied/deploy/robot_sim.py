@@ -40,6 +40,7 @@ from embodied.schema import ACTION_NAMES, STATE, STATE_NAMES
 NAME = "/robot_sim"
 STAMPED = ("sensor_msgs/msg/Image", "sensor_msgs/msg/JointState")
 BACKLOG = 4  # commands that wait for a simulator that is slower than real time; older ones are dropped
+PHASE, FOLLOW = 1 / 3, 1 / 4  # of a period: control steps come this long after commands; share of the error corrected
 LOCKSTEP_RETRY_S = 0.5  # without an answer the step is published again: a lost message must not stop both sides
 
 
@@ -93,6 +94,7 @@ class SimulatedRobot:
         self._gripper = 0.0
         self._publishers: list[tuple[Stream, Publish]] = []
         self._rendering: tuple[int, Future[dict[str, np.ndarray]]] | None = None  # images under way, and their stamp
+        self._arrived: int | None = None  # when the newest command came, on the monotonic clock
         self._stepped: queue.Queue[tuple[int, bool]] = queue.Queue()
         self._now_ns = self.clock.now_ns()  # in lockstep: simulated time
 
@@ -157,8 +159,9 @@ class SimulatedRobot:
             else:
                 self._publish_streams(images)
                 self.clock.wait_until(due, stop)
-                due = max(due + period, self.clock.monotonic_ns() - 10**9)
-                command = self._next_command()
+                late = self.clock.monotonic_ns() - due > period
+                command = self._next_command(late)
+                due = self._in_phase(max(due + period, self.clock.monotonic_ns() - 10**9), period)
             if command is None:
                 self.counts["missed"] += 1
             yield self._held() if command is None else command
@@ -202,14 +205,30 @@ class SimulatedRobot:
         except ValueError:
             self.counts["refused"] += 1
 
-    def _next_command(self) -> np.ndarray | None:
-        """The newest command; of motions (delta actions), which add up, the oldest that was not executed yet."""
-        newest = None
-        while not self._commands.empty():
-            newest = self._commands.get_nowait()
-            if self.contract.action.mode is ActionMode.delta:
-                break
-        return newest
+    def _in_phase(self, due: int, period: int) -> int:
+        """A time moved towards PHASE of a period after the commands' arrivals (ns).
+
+        Then a command is there in time and the state after it is out before the node's next tick, whatever the phase in
+        which both were started: otherwise their jitter makes now none and now two of a period's commands.
+        """
+        if self._arrived is None:
+            return due
+        error = (self._arrived + round(PHASE * period) - due + period // 2) % period - period // 2
+        return due + round(FOLLOW * error)
+
+    def _next_command(self, late: bool = False) -> np.ndarray | None:
+        """The newest command. Motions (delta actions) add up: all that wait, within limits, or, of a robot that is late
+        and so makes up for its steps, the oldest."""
+        waiting: list[np.ndarray] = []
+        delta = self.contract.action.mode is ActionMode.delta
+        while not self._commands.empty() and not (delta and late and waiting):
+            waiting.append(self._commands.get_nowait())
+        if not waiting or not delta:
+            return waiting[-1] if waiting else None
+        motion = np.clip(np.sum(waiting, axis=0), -1.0, 1.0)
+        gripper = [name in self.contract.action.gripper for name in self.contract.action.names]
+        motion[gripper] = waiting[-1][gripper]
+        return motion
 
     def _drain(self) -> None:
         while not self._commands.empty():
@@ -244,6 +263,7 @@ class SimulatedRobot:
             self.counts["refused"] += 1
             return
         self.counts["commands"] += 1
+        self._arrived = self.clock.monotonic_ns()
         self._gripper = float(action[-1])
         if self._commands.full():
             self.counts["overrun"] += 1

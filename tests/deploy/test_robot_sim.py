@@ -177,6 +177,36 @@ def test_bad_commands_are_refused() -> None:
     assert command.tolist() == [1.0] * 7, "clipped to what the simulator takes"
 
 
+def test_motions_that_wait_add_up() -> None:
+    """Two that come in one period are one motion; a robot that is late makes one step for each."""
+    hub = Hub()
+    robot = SimulatedRobot(Line(), libero_sim(), InprocBus(hub), RobotSettings(node=""))
+    robot.start()
+    publish = InprocBus(hub).advertise("/action", "std_msgs/msg/Float64MultiArray", QosProfile.reliable)
+    first, second = np.array([0.3, 0.8, 0, 0, 0, 0, 1]), np.array([0.2, 0.8, 0, 0, 0, 0, -1])
+    publish(array_message(first))
+    publish(array_message(second))
+    command = robot._next_command()
+    assert command is not None
+    np.testing.assert_allclose(command, [0.5, 1.0, 0, 0, 0, 0, -1])
+    assert robot._next_command() is None
+    publish(array_message(first))
+    publish(array_message(second))
+    np.testing.assert_allclose(robot._next_command(late=True), first)  # type: ignore[arg-type]
+    np.testing.assert_allclose(robot._next_command(late=True), second)  # type: ignore[arg-type]
+
+
+def test_control_steps_follow_the_phase_of_the_commands() -> None:
+    """Commands at 7, 107, 207, ...: steps go to a third of a period after them, from wherever they are."""
+    robot = SimulatedRobot(Line(), libero_sim(), InprocBus(Hub()), RobotSettings(node=""))
+    assert robot._in_phase(1000, 100) == 1000, "no command yet"
+    robot._arrived = 7
+    for due in (1000, 1030, 1060, 1090):
+        for _ in range(20):
+            due = robot._in_phase(due + 100, 100)
+        assert abs(due % 100 - 40) <= 2
+
+
 def test_a_contract_it_cannot_serve_is_refused() -> None:
     contract = libero_sim()
     contract.action.names = ["a"]
