@@ -20,7 +20,7 @@ SLOT = 0
 
 @dataclass(frozen=True)
 class Request:
-    """One inference: number, step at which it is asked, batched observation of one, what RTC adds.
+    """One inference: number, step its chunk counts from, batched observation of one, what RTC adds.
 
     reset: the episode that begins with it; the policy is reset before it is asked.
     """

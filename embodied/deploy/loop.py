@@ -97,6 +97,7 @@ class ControlLoop:
         self._new_episode = True  # the policy is reset before it is asked, until a chunk came
         self._overrun_ns: int | None = None
         self._asked_ns: int | None = None
+        self._shown_ns: int | None = None  # the moment that the policy was shown last
         self._sent_ns: int | None = None
 
     def hold(self, reason: str = "asked to hold") -> None:
@@ -200,6 +201,7 @@ class ControlLoop:
             self.inference.finish()
             self._asked_ns = None
         self.scheduler.reset()
+        self._shown_ns = None
         self.watchdog.reset()
         self.safety.reset()
         self.latched = []
@@ -261,17 +263,30 @@ class ControlLoop:
         blocked = self.state is LoopState.waiting and bool(self.waiting_for)
         if self.inference.busy or aligned.missing or blocked or not self.scheduler.wants(tick.step):
             return
+        step = tick.step
+        if self.scheduler.settings.synchronize:
+            moment = self._moment(aligned)
+            aligned = self.aligner.sample(moment)
+            if aligned.missing or moment == self._shown_ns:
+                return
+            self._shown_ns = moment
+            step -= round((tick.now_ns - moment) / self._period_ns)
         batch: dict[str, Any] = {
             key: [value] if isinstance(value, str) else np.array(value[None])  # a message's own buffer is read-only
             for key, value in aligned.features.items()
         }
         batch.setdefault("task", [self.task])
         begins = Episode("robot", 0, self._number, instruction=self.task or None)
-        ask = self.scheduler.ask(tick.step)
-        self.inference.submit(Request(self._number, tick.step, batch, ask, begins if self._new_episode else None))
+        ask = self.scheduler.ask(step)
+        self.inference.submit(Request(self._number, step, batch, ask, begins if self._new_episode else None))
         self._asked_ns = tick.mono_ns
         tick.asked = self._number
         self._number += 1
+
+    def _moment(self, aligned: Aligned) -> int:
+        """The stamp of the slowest watched stream's newest sample (ns)."""
+        watched = zip(self.contract.streams, aligned.stamps, strict=True)
+        return min(stamp for stream, stamp in watched if stream.watch and stamp is not None)
 
     def _act(self, tick: Tick) -> None:
         if self.state is LoopState.stopped:

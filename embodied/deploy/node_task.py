@@ -33,13 +33,17 @@ END_TIMEOUT_S = 30.0
 
 @dataclass
 class Way:
-    """image_every: control steps between two images. latency_s: simulated time of an inference (lockstep)."""
+    """image_every: control steps between two images. latency_s: simulated time of an inference (lockstep).
+
+    synchronize: as `schedule.synchronize`.
+    """
 
     name: str
     mode: str = "async"
     image_every: int = 4
     latency_s: float = 0.0
     lockstep: bool = True
+    synchronize: bool = False
 
 
 @dataclass
@@ -118,6 +122,7 @@ class NodeTaskBench:
             f"policy.path={self.policy}",
             f"deploy={self.deploy}",
             f"schedule.mode={way.mode}",
+            f"schedule.synchronize={str(way.synchronize).lower()}",
             f"network.domain_id={domain}",
             *timed,
         ]
@@ -146,7 +151,8 @@ class NodeTaskBench:
         equal = sum(direct[key].end == records[key].end for key in direct)
         hz = self.control_hz / way.image_every
         time = f"lockstep, inference takes {way.latency_s:g} s" if way.lockstep else "real time"
-        note = f"{way.mode}, {time}; control at {self.control_hz} Hz, cameras at {hz:g} Hz"
+        mode = f"{way.mode}, synchronized" if way.synchronize else way.mode
+        note = f"{mode}, {time}; control at {self.control_hz} Hz, cameras at {hz:g} Hz"
         steps = sum(record.steps for record in records.values())
         found = [
             _success(name, records, note),

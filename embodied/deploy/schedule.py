@@ -39,10 +39,15 @@ NEW_SHARE = {
 
 @dataclass
 class ScheduleSettings:
-    """replan: actions between two inferences; null: the policy's own. delay_window: latencies the estimate looks at."""
+    """replan: actions between two inferences; null: the policy's own. delay_window: latencies the estimate looks at.
+
+    synchronize: the policy is shown one moment, that of the slowest stream's newest sample (its camera, as a rule), and
+    its chunk counts from then; it is asked when such a sample comes. Latency matching as in Chi et al. 2024, UMI.
+    """
 
     mode: ScheduleMode = ScheduleMode["async"]
     replan: int | None = None
+    synchronize: bool = False
     aggregate: Aggregate = Aggregate.latest_only
     temporal_ensemble_coeff: float = 0.01
     execution_horizon: int = 10

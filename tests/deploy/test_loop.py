@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from loop_parts import PERIOD, CountingPolicy, Rig, firsts
+from loop_parts import PERIOD, STATE, CountingPolicy, Rig, firsts
 
 from embodied.deploy.loop import LoopState
 from embodied.deploy.schedule import Aggregate
@@ -40,6 +40,27 @@ def test_aggregate_average() -> None:
     """Chunk 1 (asked at 2) gives 101 for step 3, where chunk 0 planned 3; chunk 2 gives 201 for step 5."""
     rig = Rig("async", 0.0, aggregate=Aggregate.average)
     assert firsts(rig.steps(6)) == [None, 1, 2, 52, 102, (103 + 201) / 2]
+
+
+def test_synchronized_chunks_count_from_what_was_seen() -> None:
+    """Every second tick a sample comes that is a tick old: asked at ticks 0, 2, 4, about steps -1, 1, 3, answered a
+    tick later, when two actions of the chunk have gone by. Between them nothing new is there to ask about."""
+    rig = Rig("async", 0.0, synchronize=True)
+    ticks = []
+    for step in range(6):
+        if step % 2 == 0:
+            now = rig.clock.now_ns()
+            seen = np.array([step, 0.0], np.float32)
+            rig.loop.aligner.put(0, seen, now - round(PERIOD * 1e9), rig.clock.monotonic_ns(), now)
+        ticks.append(rig.step(None))
+    assert firsts(ticks) == [None, 2, 3, 102, 103, 202]
+    assert [request.step for request in rig.inference.requests] == [-1, 1, 3]
+    assert [request.observation[STATE][0, 0] for request in rig.inference.requests] == [0, 2, 4]
+
+
+def test_synchronized_and_fresh_is_as_usual() -> None:
+    rig, usual = Rig("async", 2 * PERIOD, synchronize=True), Rig("async", 2 * PERIOD)
+    assert firsts(rig.steps(8)) == firsts(usual.steps(8))
 
 
 def test_sync_holds_while_the_policy_thinks() -> None:
