@@ -129,6 +129,7 @@ class SimulatedRobot:
         self._next.clear()
         self._reset_node(stop)
         self._drain()
+        self._await_command(stop)
         self._gripper = 0.0
         success, actions = bool(info.get("success", False)), self._actions(stop)
         limit = settings.max_steps or self.env.task.max_steps
@@ -254,6 +255,21 @@ class SimulatedRobot:
                 return
             if self.clock.monotonic_ns() > end:
                 raise ValueError(f"{service} should start an episode, it says: {answer.message}")
+
+    def _await_command(self, stop: threading.Event) -> None:
+        """In real time: stands still until the node acts, so that its first, slow inference is no part of the episode.
+        ValueError when it does not in time."""
+        if self.settings.lockstep or not self.settings.node:
+            return
+        begin = self.clock.monotonic_ns()
+        while self._commands.empty() and not stop.is_set() and not self._next.is_set():
+            self._publish_streams(True)
+            self.clock.wait_until(self.clock.monotonic_ns() + round(self.contract.period_s * 1e9), stop)
+            if self.clock.monotonic_ns() - begin > self.settings.answer_timeout_s * 1e9:
+                raise ValueError(
+                    f"{self.settings.node} should send commands, it sent none for {self.settings.answer_timeout_s} s: "
+                    "its /diagnostics say what it waits for"
+                )
 
     def _command(self, message: Any) -> None:
         """A command from the bus, clipped to the simulator's range; a bad one is refused and counted."""
