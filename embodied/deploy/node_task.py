@@ -152,7 +152,7 @@ class NodeTaskBench:
         hz = self.control_hz / way.image_every
         time = f"lockstep, inference takes {way.latency_s:g} s" if way.lockstep else "real time"
         mode = f"{way.mode}, synchronized" if way.synchronize else way.mode
-        note = f"{mode}, {time}; control at {self.control_hz} Hz, cameras at {hz:g} Hz"
+        note = f"{mode}, {time}; control at {self.control_hz} Hz, cameras at {hz:.3g} Hz"
         steps = sum(record.steps for record in records.values())
         found = [
             _success(name, records, note),
