@@ -54,7 +54,7 @@ def collect(config: CollectConfig) -> Collected:
     with WorkerPool(config.workers, timeout=config.timeout, environment=_headless()) as pool:
         if planned is not None and config.phase is not Phase.render:
             expert = {key: value for key, value in config.expert.items() if key != "runs_in"}
-            errors += record_all(planned, folder, pool, config.env, expert, config.attempts)
+            errors += record_all(planned, folder, pool, config.env, expert, config.attempts, config.learner)
         lines = copy_records(Path(config.render_from), folder, config) if config.render_from else folder.lines()
         if config.phase is Phase.physics:
             return Collected(out, lines, 0, 0, errors)

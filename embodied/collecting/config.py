@@ -42,6 +42,10 @@ class CollectConfig:
     `goals`, and of what `goal_list` (a registered function) lists for a task the numbers in `other_goals`, are recorded
     beside the tasks' own goals, or in their place when `own_goals` is false.
 
+    `learner`: a policy that drives the first `lead` steps of every episode, drawn between the two numbers; then the
+    expert takes over from wherever that has led, and only its steps are demonstrations. They show what to do after the
+    learner's own mistakes (DAgger, Ross et al. 2011; by intervention, Kelly et al. 2019, here at a drawn moment).
+
     `noise`: standard deviation of the execution noise on translations (a third of it on rotations) in units of the
     action. `attempts`: how often an episode whose worker crashed or hung is tried. `tolerance`: how far a replay may
     be from the recorded states; 0 asks for equality of every bit.
@@ -49,6 +53,8 @@ class CollectConfig:
 
     env: dict[str, Any] = field(default_factory=dict)
     expert: dict[str, Any] = field(default_factory=dict)
+    learner: dict[str, Any] | None = None
+    lead: list[int] = field(default_factory=lambda: [20, 120])
     task_list: str = "sim.tasks.tasks"
     tasks: list[int] = field(default_factory=list)
     episodes: int = 10

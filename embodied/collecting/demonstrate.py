@@ -14,8 +14,8 @@ from embodied.data.episode_record import EpisodeLine, EpisodeRecord, RecordFolde
 from embodied.data.lerobot_layout import Layout
 from embodied.data.lerobot_writer import EncodedEpisode, encode_episode
 from embodied.evaluation.versions import SIMULATOR, versions
-from embodied.protocols import Expert, SimEnv
-from embodied.schema import ACTION, ACTION_DIM, EXECUTED_ACTION, STATE, STATE_DIM
+from embodied.protocols import Episode, Expert, Policy, SimEnv
+from embodied.schema import ACTION, ACTION_DIM, EXECUTED_ACTION, STATE, STATE_DIM, TASK
 
 NOISE_SHAPE = np.array([1, 1, 1, 1 / 3, 1 / 3, 1 / 3, 0])  # translations, rotations, gripper
 STATE_ROUNDING = 1e-6  # between two ways to compute the same float32 proprioception
@@ -32,24 +32,30 @@ class Divergence:
 class Demonstrator:
     """The object of a worker process: it holds nothing, environment and expert are the worker's other objects."""
 
-    def record(self, env: SimEnv, expert: Expert, planned: PlannedEpisode) -> EpisodeRecord:
-        """Runs the expert on a seeded random reset; the label of every step is what it intended."""
+    def record(
+        self, planned: PlannedEpisode, env: SimEnv, expert: Expert, learner: Policy | None = None
+    ) -> EpisodeRecord:
+        """Runs the expert on a seeded random reset, after the learner if there is one; the label of every step is what
+        it intended."""
         began = time.monotonic()
         observation, info = env.reset(seed=planned.seed)
         snapshot = env.snapshot()
-        expert.reset(env, planned.seed)
         rng = np.random.default_rng([NOISE_STREAM, planned.seed])
-        intended: list[np.ndarray] = []
-        executed: list[np.ndarray] = []
         states = [observation[STATE]]
-        success = bool(info.get("success", False))
-        while not expert.done and len(executed) < planned.max_steps:
-            for action in np.atleast_2d(expert.act(env))[: planned.max_steps - len(executed)]:
+        executed = [] if learner is None else drive(env, learner, planned, states)
+        intended = list(executed)
+        success = bool(info.get("success", False)) if learner is None else len(executed) < planned.lead
+        limit = len(executed) + planned.max_steps
+        finished = learner is not None and success  # the learner needed no help
+        if not finished:
+            expert.reset(env, planned.seed)
+        while not finished and not expert.done and len(executed) < limit:
+            for action in np.atleast_2d(expert.act(env))[: limit - len(executed)]:
                 intended.append(np.clip(action, -1, 1).astype(np.float32))
                 executed.append(disturb(intended[-1], planned.noise, rng))
                 success = env.run_steps(executed[-1][None]).success
                 states.append(env.observe(images=False)[STATE])
-        if planned.goal is not None:  # the simulator's predicate is about the task's own goal
+        if planned.goal is not None and not finished:  # the simulator's predicate is about the task's own goal
             success = expert.success()  # type: ignore[attr-defined]
         line = EpisodeLine(
             suite=planned.suite,
@@ -65,6 +71,7 @@ class Demonstrator:
             expert=f"{expert.spec.name} {expert.spec.digest[:12]}",
             versions=versions(),
             seconds=round(time.monotonic() - began, 2),
+            lead=planned.lead,
         )
         shape = (len(executed), ACTION_DIM)
         return EpisodeRecord(
@@ -79,24 +86,45 @@ class Demonstrator:
     def render(
         self, env: SimEnv, records: RecordFolder, line: EpisodeLine, layout: Layout, folder: Path, tolerance: float
     ) -> EncodedEpisode | Divergence:
-        """Replays a record and encodes into `folder` what the cameras see before each action."""
-        record = records.load(line)
+        """Replays a record and encodes into `folder` what the cameras see before each action of the expert's."""
+        record, lead = records.load(line), line.lead
         observation, info = env.reset(seed=line.seed, options={"snapshot": record.snapshot})
         success = bool(info.get("success", False))
         states: list[np.ndarray] = []
-        images = {key: np.empty((line.steps, *size, 3), np.uint8) for key, size in layout.images.items()}
+        images = {key: np.empty((line.steps - lead, *size, 3), np.uint8) for key, size in layout.images.items()}
         for step, action in enumerate(record.executed):
-            observation = env.observe(images=True)
+            observation = env.observe(images=step >= lead)
             states.append(observation[STATE])
             for key, frames in images.items():
-                frames[step] = observation[key]
+                if step >= lead:
+                    frames[step - lead] = observation[key]
             success = env.run_steps(action[None]).success
         reached = [*states, env.observe(images=False)[STATE]]
         wrong = compare(record, np.array(reached, np.float32), success, final_state(env), tolerance)
         if wrong is not None:
             return wrong
         columns = {STATE: np.array(states, np.float32), ACTION: record.intended, EXECUTED_ACTION: record.executed}
+        columns = {key: values[lead:] for key, values in columns.items()}
         return encode_episode(folder, layout, columns, images, line.language, metadata_of(line))
+
+
+def drive(env: SimEnv, learner: Policy, planned: PlannedEpisode, states: list[np.ndarray]) -> list[np.ndarray]:
+    """A policy's actions (7,) for `planned.lead` steps, fewer when it succeeds; `states` gets what they led to."""
+    spec = learner.spec
+    instruction = planned.instruction or env.task.language
+    learner.reset([0], [Episode(planned.suite, planned.task, planned.seed, instruction=planned.instruction)])
+    executed: list[np.ndarray] = []
+    while len(executed) < planned.lead:
+        seen = env.observe(images=bool(spec.image_keys))
+        batch = {key: seen[key][None] for key in (*spec.image_keys, STATE)}
+        chunk = np.clip(learner.act({**batch, TASK: [instruction]}, [0])[0], -1, 1).astype(np.float32)
+        for action in chunk[: min(spec.replan, planned.lead - len(executed))]:
+            executed.append(action)
+            success = env.run_steps(action[None]).success
+            states.append(env.observe(images=False)[STATE])
+            if success:
+                return executed
+    return executed
 
 
 def disturb(action: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:

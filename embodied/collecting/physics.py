@@ -26,11 +26,12 @@ def record_all(
     env: Mapping[str, Any],
     expert: Mapping[str, Any],
     attempts: int,
+    learner: Mapping[str, Any] | None = None,
 ) -> int:
     """Records what is planned and not yet recorded; returns how many episodes ended in errors of the simulator."""
     lines = {line.key: line for line in folder.lines()}
     held = [lines[episode.key] for episode in planned if episode.key in lines]
-    jobs = [_job(episode, env, expert) for episode in planned if episode.key not in lines]
+    jobs = [_job(episode, env, expert, learner) for episode in planned if episode.key not in lines]
     errors = 0
     with tqdm(total=len(planned), initial=len(held), desc="physics", unit="ep", disable=not jobs) as bar:
         tally = Counter(line.success for line in held)
@@ -47,14 +48,20 @@ def record_all(
     return errors
 
 
-def _job(episode: PlannedEpisode, env: Mapping[str, Any], expert: Mapping[str, Any]) -> Job:
+def _job(
+    episode: PlannedEpisode, env: Mapping[str, Any], expert: Mapping[str, Any], learner: Mapping[str, Any] | None
+) -> Job:
     goal = {} if episode.goal is None else {"goal": episode.goal}
     needs = {
         "demonstrator": DEMONSTRATOR,
         "env": {**env, "suite": episode.suite, "task": episode.task},
         "expert": {**expert, **goal},
     }
-    return Job(needs, "demonstrator", "record", (Ref("env"), Ref("expert"), episode), episode.key)
+    objects = [Ref("env"), Ref("expert")]
+    if learner is not None:
+        needs["learner"] = dict(learner)
+        objects.append(Ref("learner"))
+    return Job(needs, "demonstrator", "record", (episode, *objects), episode.key)
 
 
 def _show(bar: tqdm, tally: Counter, errors: int) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from embodied.collecting.config import CollectConfig, Noisy
 from embodied.data.episode_record import episode_key
 from embodied.protocols import Task
 from embodied.registry import registry
 
 SEEDS_PER_TASK = 1000
+LEAD_STREAM = 21  # keeps the lead apart from what else is drawn from the episode's seed
 
 
 @dataclass(frozen=True)
 class PlannedEpisode:
-    """One episode to record. `goal` None: the task's own. `variant` tells goals of one scene apart."""
+    """One episode to record. `goal` None: the task's own. `variant` tells goals of one scene apart. `lead`: steps that
+    the learner drives first."""
 
     suite: str
     task: int
@@ -24,6 +28,7 @@ class PlannedEpisode:
     max_steps: int
     goal: list[list[str]] | None = None
     instruction: str | None = None
+    lead: int = 0
 
     @property
     def variant(self) -> str:
@@ -31,7 +36,7 @@ class PlannedEpisode:
 
     @property
     def key(self) -> str:
-        return episode_key(self.suite, self.task, self.seed, self.noise) + (f"/{self.variant}" if self.variant else "")
+        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant)
 
 
 def plan_episodes(config: CollectConfig, tasks: Sequence[Task]) -> list[PlannedEpisode]:
@@ -55,7 +60,16 @@ def _of_task(config: CollectConfig, task: Task) -> list[PlannedEpisode]:
     limit = config.max_steps or task.max_steps
     first = config.seed + SEEDS_PER_TASK * task.index
     return [
-        PlannedEpisode(task.suite, task.index, first + number, _noise(config, number), limit, goal, words)
+        PlannedEpisode(
+            task.suite,
+            task.index,
+            first + number,
+            _noise(config, number),
+            limit,
+            goal,
+            words,
+            _lead(config, first + number),
+        )
         for goal, words in goals
         for number in range(config.episodes)
     ]
@@ -69,6 +83,14 @@ def _other_goals(config: CollectConfig, task: Task) -> list[tuple[list[list[str]
     if wrong:
         raise ValueError(f"other_goals of {task.name} should be among 1 to {len(listed)}, got {wrong[0]}")
     return [(listed[number - 1].predicates, listed[number - 1].words) for number in config.other_goals]
+
+
+def _lead(config: CollectConfig, seed: int) -> int:
+    if config.learner is None:
+        return 0
+    if len(config.lead) != 2 or not 1 <= config.lead[0] <= config.lead[1]:
+        raise ValueError(f"lead should be the least and the most steps of the learner, from 1 on, got {config.lead}")
+    return int(np.random.default_rng([LEAD_STREAM, seed]).integers(config.lead[0], config.lead[1] + 1))
 
 
 def _noise(config: CollectConfig, number: int) -> float:

@@ -80,6 +80,6 @@ def _jobs(
 
 
 def wanted(lines: Sequence[EpisodeLine], keep_failures: bool) -> list[EpisodeLine]:
-    """What becomes part of the data set: successes (or all) of at least one step, ordered by suite, task and seed."""
-    chosen = [line for line in lines if line.steps > 0 and (line.success or keep_failures)]
-    return sorted(chosen, key=lambda line: (line.suite, line.task, line.seed, line.variant, line.noise))
+    """What becomes part of the data set: successes (or all) with a step of the expert's, by suite, task and seed."""
+    chosen = [line for line in lines if line.steps > line.lead and (line.success or keep_failures)]
+    return sorted(chosen, key=lambda line: (line.suite, line.task, line.seed, line.variant, line.noise, line.lead))

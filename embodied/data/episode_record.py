@@ -33,7 +33,8 @@ class EpisodeLine:
     """The identity and outcome of one demonstration; equal identity (`key`), equal episode.
 
     `noise`: standard deviation of the execution noise (0: none). `goal`: predicates as the simulator names them.
-    `success`: the simulator's predicate after the last step. `steps`: executed actions.
+    `success`: the simulator's predicate after the last step. `steps`: executed actions. `lead`: the first of them that
+    were a learner's and are no part of the demonstration.
     """
 
     suite: str
@@ -51,11 +52,11 @@ class EpisodeLine:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     format: int = FORMAT
+    lead: int = 0
 
     @property
     def key(self) -> str:
-        variant = f"/{self.variant}" if self.variant else ""
-        return episode_key(self.suite, self.task, self.seed, self.noise) + variant
+        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant)
 
     def to_json(self) -> dict[str, Any]:
         return {"key": self.key, **asdict(self)}
@@ -85,13 +86,15 @@ class EpisodeRecord:
     final: np.ndarray
 
 
-def episode_key(suite: str, task: int, seed: int, noise: float) -> str:
-    return f"{suite}/{task}/s{seed}/n{noise:g}"
+def episode_key(suite: str, task: int, seed: int, noise: float, lead: int = 0, variant: str = "") -> str:
+    more = [f"lead{lead}"] * bool(lead) + [variant] * bool(variant)
+    return "/".join([suite, str(task), f"s{seed}", f"n{noise:g}", *more])
 
 
 def file_name(line: EpisodeLine) -> str:
     """A file name that the key determines: readable, and with eight digits of its sha256 when it has a variant."""
-    stem = re.sub(r"[^A-Za-z0-9_.]+", "_", episode_key(line.suite, line.task, line.seed, line.noise))
+    key = episode_key(line.suite, line.task, line.seed, line.noise, line.lead)
+    stem = re.sub(r"[^A-Za-z0-9_.]+", "_", key)
     digest = f"_{hashlib.sha256(line.key.encode()).hexdigest()[:8]}" if line.variant else ""
     return f"{stem}{digest}.npz"
 

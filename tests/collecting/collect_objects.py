@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embodied.protocols import PolicySpec, StepsResult, Task
+from embodied.protocols import Episode, PolicySpec, StepsResult, Task
 from embodied.schema import IMAGE, STATE, TASK, WRIST_IMAGE
 
 STEP = 0.05  # m per control step at full action
@@ -117,3 +118,23 @@ class PointExpert:
 
     def success(self) -> bool:
         return self.env.success
+
+
+class PointLearner:
+    """Drifts along x, by what the images show too; in episodes whose seeds end in 1 it goes to the target."""
+
+    def __init__(self) -> None:
+        self.spec = PolicySpec("learner", "0", 6, 4, image_keys=(IMAGE,), image_size=64)
+
+    def reset(self, slots: Sequence[int], episodes: Sequence[Episode]) -> None:
+        self.good = episodes[0].seed % 10 == 1
+
+    def act(self, observation: dict[str, Any], slots: Sequence[int]) -> np.ndarray:
+        assert observation[IMAGE].shape == (1, 64, 64, 3)
+        assert observation[TASK] == ["go to the target 0"]
+        state = observation[STATE][0]
+        action = np.zeros((1, 6, 7), np.float32)
+        action[..., 0] = 0.2
+        if self.good:
+            action[..., :3] = np.clip((state[3:6] - state[:3]) / STEP / self.spec.replan, -1, 1)
+        return action

@@ -34,7 +34,7 @@ from embodied.registry import registry
 from embodied.schema import ACTION, EXECUTED_ACTION, IMAGE, STATE
 
 OBJECTS = "collect_objects"
-TARGETS = (f"{OBJECTS}.PointEnv", f"{OBJECTS}.PointExpert", f"{OBJECTS}.tasks", f"{OBJECTS}.others")
+TARGETS = tuple(f"{OBJECTS}.{name}" for name in ("PointEnv", "PointExpert", "tasks", "others", "PointLearner"))
 
 
 @pytest.fixture
@@ -144,6 +144,31 @@ def test_end_to_end(tmp_path: Path, settings: dict) -> None:
     }
     lines = {line.key: line for line in done.lines}
     assert lines["points/0/s200002/n0/go there again"].goal == [["at", "point", "target"]]
+
+
+def test_the_expert_takes_over_from_a_learner(tmp_path: Path, settings: dict) -> None:
+    """Its first 60 steps are in the record, not in the data set; an episode in which it succeeds has none to show."""
+    out, settings = tmp_path / "d", {**settings, "tasks": [0], "learner": {"_target_": TARGETS[4]}, "lead": [60, 60]}
+    done = run(settings, out, noisy=Noisy.none)
+    assert (done.errors, len(done.lines), done.episodes) == (0, 3, 2)
+    helped = [line for line in done.lines if line.seed != 200_001]
+    assert [(line.key, line.success) for line in helped] == [
+        (f"points/0/s{seed}/n0/lead60", True) for seed in (200_000, 200_002)
+    ]
+    frames, records = frames_of(out), content(find_records(out))
+    for row in committed_episodes(out):
+        record, here = records[row["record"]], frames["episode_index"] == row["episode_index"]
+        assert here.sum() == record.line.steps - 60
+        np.testing.assert_allclose(record.executed[:60], np.tile([0.2, 0, 0, 0, 0, 0, 0], (60, 1)), atol=1e-6)
+        np.testing.assert_array_equal(frames[ACTION][here], record.intended[60:])
+        np.testing.assert_array_equal(frames[STATE][here], record.states[60:-1])
+        np.testing.assert_allclose(record.states[-1][:3], record.states[-1][3:6], atol=0.02)
+    (alone,) = (record for record in records.values() if record.line.seed == 200_001)
+    assert alone.line.success
+    assert alone.line.steps < 60
+    assert run(settings, out, noisy=Noisy.none).frames == done.frames
+    with pytest.raises(ValueError, match=r"lead should be the least and the most steps .* got \[9, 3\]"):
+        run(settings, out, lead=[9, 3])
 
 
 def check_rows(out: Path, rows: list[dict]) -> None:
