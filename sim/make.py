@@ -17,7 +17,8 @@ Reset options: `init_state` (index into LIBERO's stored states; without it the s
 predicate stays).
 
 `images="always"` puts images into every observation and into the observation space; with "on_request" (the default)
-`observe(images=True)` renders the newest sampled state, which is the one stock robosuite would have shown.
+`observe(images=True)` renders the newest sampled state, which is the one stock robosuite would have shown, and
+`images_later()` is the future of the same images, rendered while the environment goes on.
 Every reset is a hard reset (0.6 to 1 s; the first environment of a process takes several seconds): keep one environment
 per task and process. For experts: `env.sim` (robosuite MjSim of this episode; `env.sim.model._model` and
 `env.sim.data._data` are mujoco's), `env.robosuite_env`, `env.success()`, `env.goal`, `env.task`, `env.control_hz`.
