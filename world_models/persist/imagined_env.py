@@ -9,6 +9,7 @@ held still after the last known action, and only known frames are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import gymnasium
@@ -81,8 +82,14 @@ class ImaginedEnv(gymnasium.Env):
         """The newest imagined moment; images as large as asked for, whatever the world model's size."""
         observation: Observation = {schema.STATE: self._states[0, -1], schema.TASK: self.instruction}
         if images:
-            observation |= {key: _resized(value, self.image_size) for key, value in self._shown.items()}
+            observation |= self.images_later().result()
         return observation
+
+    def images_later(self) -> Future[dict[str, np.ndarray]]:
+        """The images of the newest moment, which are there already."""
+        images: Future[dict[str, np.ndarray]] = Future()
+        images.set_result({key: _resized(value, self.image_size) for key, value in self._shown.items()})
+        return images
 
     def snapshot(self) -> dict[str, np.ndarray]:
         return self.simulator.snapshot()
