@@ -93,10 +93,6 @@ class Renderer:
 
         change: is given each image and its camera's number. ValueError for a camera that the model does not have.
         """
-        known = camera_names(self.model)
-        for camera in cameras.values():
-            if camera not in known:
-                raise ValueError(f"camera should be one of {known}, got {camera!r}")
         return GL.submit(self._images, sample, dict(cameras), size, change)
 
     def close(self) -> None:
@@ -131,6 +127,8 @@ class Renderer:
 
     def _image(self, sample: Sample, camera: str, size: int) -> np.ndarray:
         self.camera.fixedcamid = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        if self.camera.fixedcamid < 0:
+            raise ValueError(f"camera should be one of {camera_names(self.model)}, got {camera!r}")
         viewport = mujoco.MjrRect(0, 0, size, size)
         pixels = np.empty((size, size, 3), dtype=np.uint8)
         newest = self.model.site_rgba.copy()

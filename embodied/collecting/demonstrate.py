@@ -42,11 +42,11 @@ class Demonstrator:
         snapshot = env.snapshot()
         rng = np.random.default_rng([NOISE_STREAM, planned.seed])
         states = [observation[STATE]]
-        executed = [] if learner is None else drive(env, learner, planned, states)
+        executed: list[np.ndarray] = []
+        finished = learner is not None and drive(env, learner, planned, executed, states)  # it needed no help
         intended = list(executed)
-        success = bool(info.get("success", False)) if learner is None else len(executed) < planned.lead
+        success = finished or bool(info.get("success", False))
         limit = len(executed) + planned.max_steps
-        finished = learner is not None and success  # the learner needed no help
         if not finished:
             expert.reset(env, planned.seed)
         while not finished and not expert.done and len(executed) < limit:
@@ -108,12 +108,14 @@ class Demonstrator:
         return encode_episode(folder, layout, columns, images, line.language, metadata_of(line))
 
 
-def drive(env: SimEnv, learner: Policy, planned: PlannedEpisode, states: list[np.ndarray]) -> list[np.ndarray]:
-    """A policy's actions (7,) for `planned.lead` steps, fewer when it succeeds; `states` gets what they led to."""
+def drive(
+    env: SimEnv, learner: Policy, planned: PlannedEpisode, executed: list[np.ndarray], states: list[np.ndarray]
+) -> bool:
+    """A policy drives for `planned.lead` steps, or until it succeeds: whether it did. Its actions (7,) and the states
+    that they lead to are added to `executed` and `states`."""
     spec = learner.spec
     instruction = planned.instruction or env.task.language
     learner.reset([0], [Episode(planned.suite, planned.task, planned.seed, instruction=planned.instruction)])
-    executed: list[np.ndarray] = []
     while len(executed) < planned.lead:
         seen = env.observe(images=bool(spec.image_keys))
         batch = {key: seen[key][None] for key in (*spec.image_keys, STATE)}
@@ -123,8 +125,8 @@ def drive(env: SimEnv, learner: Policy, planned: PlannedEpisode, states: list[np
             success = env.run_steps(action[None]).success
             states.append(env.observe(images=False)[STATE])
             if success and planned.goal is None:  # the simulator's predicate is about the task's own goal
-                return executed
-    return executed
+                return True
+    return False
 
 
 def disturb(action: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:

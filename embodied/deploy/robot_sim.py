@@ -92,6 +92,7 @@ class SimulatedRobot:
         self._commands: queue.Queue[np.ndarray] = queue.Queue(maxsize=BACKLOG)
         self._next = threading.Event()
         self._gripper = 0.0
+        self._fingers = [name in contract.action.gripper for name in contract.action.names]  # of the action's elements
         self._publishers: list[tuple[Stream, Publish]] = []
         self._rendering: tuple[int, Future[dict[str, np.ndarray]]] | None = None  # images under way, and their stamp
         self._arrived: int | None = None  # when the newest command came, on the monotonic clock
@@ -171,7 +172,7 @@ class SimulatedRobot:
         """What is executed in a period without a command."""
         held = np.zeros(len(self.contract.action.names), np.float32)
         if self.contract.action.mode is ActionMode.delta:
-            held[[name in self.contract.action.gripper for name in self.contract.action.names]] = self._gripper
+            held[self._fingers] = self._gripper
         return held
 
     def _exchange(self, images: bool, stop: threading.Event) -> np.ndarray | None:
@@ -227,8 +228,7 @@ class SimulatedRobot:
         if not waiting or not delta:
             return waiting[-1] if waiting else None
         motion = np.clip(np.sum(waiting, axis=0), -1.0, 1.0)
-        gripper = [name in self.contract.action.gripper for name in self.contract.action.names]
-        motion[gripper] = waiting[-1][gripper]
+        motion[self._fingers] = waiting[-1][self._fingers]
         return motion
 
     def _drain(self) -> None:
