@@ -186,12 +186,14 @@ def test_frames_meet_through_temporal_layers():
 
 def test_the_unet_is_its_parent_when_all_frames_share_one_action():
     from diffusers import UNetSpatioTemporalConditionModel
+    from diffusers.models.attention_processor import AttnProcessor2_0
 
     unet = tiny_unet()
     x, level, action = torch.randn(2, 3, 5, 8, 8), torch.tensor([0.1, 0.4]), torch.randn(2, 1, 8)
     ids = torch.tensor([[6.0, 127.0, 0.02]]).expand(2, 3)
     with torch.no_grad():
         ours = unet(x, level, action.expand(-1, 3, -1))
+        unet.set_attn_processor(AttnProcessor2_0())
         theirs = UNetSpatioTemporalConditionModel.forward(unet, x, level, action, ids).sample
     torch.testing.assert_close(ours, theirs)
 
