@@ -48,6 +48,7 @@ class EvaluateConfig:
     batching: Batching = Batching.together
     instruction: str | None = None  # said to the policy in place of the task's words
     perturbations: list[str] = field(default_factory=lambda: ["none"])
+    values: int | None = None  # trace the policy's value: its own instruction and so many of the run's other tasks
     videos: int = 6
     video_size: int = 256  # pixels, of each camera
     video_stride: int = 1  # every n-th state, at the true speed: 2 renders half as much, at 10 frames a second

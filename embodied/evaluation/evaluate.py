@@ -74,6 +74,7 @@ def _run(
         config.max_attempts,
         config.batching,
         config.call_timeout,
+        values=_values(config, policy),
     )
     done = _done(folder, episodes, config.retry_errors)
     missing = [episode for episode in episodes if episode.key not in done]
@@ -97,6 +98,16 @@ def _policy(
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(config.torch_threads)
     return built, None, built.spec
+
+
+def _values(config: EvaluateConfig, policy: Policy | None) -> int | None:
+    """How many other instructions' values are traced. ValueError for a policy without a value."""
+    if config.values is not None and (config.values < 0 or not callable(getattr(policy, "value", None))):
+        raise ValueError(
+            f"values={config.values} traces a policy's value under so many other instructions (0 or more): this policy "
+            "should have one (PRTS has), leave values out"
+        )
+    return config.values
 
 
 def _expert_spec(settings: dict[str, Any], pool: WorkerPool) -> PolicySpec:

@@ -2,7 +2,8 @@
 
     RUN/protocol.json      what all episodes of the run have in common; a resumed run must agree with it
     RUN/records.jsonl      one line an episode; a later line for the same episode replaces an earlier one
-    RUN/episodes/ID.npz    `actions` (n, 7) float32 as executed, and the snapshot of the start: enough to replay it
+    RUN/episodes/ID.npz    `actions` (n, 7) float32 as executed, and the snapshot of the start: enough to replay it;
+                           with `values=N` also the policy's value at every look
 
 The npz is written before the line, so a line in records.jsonl means a whole episode. A torn last line is cut off.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from embodied.evaluation.value_trace import ValueTrace
 from embodied.io import append_line, read_lines, write_atomic, write_json
 from embodied.protocols import Episode, PolicySpec, Task
 
@@ -29,6 +31,7 @@ RECORDS = "records.jsonl"
 PROTOCOL = "protocol.json"
 EPISODES = "episodes"
 SNAPSHOT = "snapshot."
+TRACE = "trace."
 NOTHING = object()
 
 
@@ -114,10 +117,14 @@ def episode_id(episode: Episode) -> str:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Enough to run an episode again: what was executed (n, 7) float32, and the snapshot of its start."""
+    """Enough to run an episode again: what was executed (n, 7) float32, and the snapshot of its start.
+
+    `trace`: the policy's value along it, where the evaluation was asked for it.
+    """
 
     actions: np.ndarray
     snapshot: dict[str, np.ndarray]
+    trace: ValueTrace | None = None
 
 
 class RunFolder:
@@ -170,6 +177,8 @@ class RunFolder:
     def write_trajectory(self, episode: Episode, trajectory: Trajectory) -> None:
         buffer = io.BytesIO()
         arrays = {SNAPSHOT + name: value for name, value in trajectory.snapshot.items()}
+        if trajectory.trace is not None:
+            arrays |= {TRACE + name: value for name, value in trajectory.trace.to_arrays().items()}
         np.savez_compressed(buffer, actions=trajectory.actions.astype(np.float32), **arrays)  # type: ignore[arg-type]
         write_atomic(self.trajectory_path(episode), buffer.getvalue())
 
@@ -182,8 +191,12 @@ class RunFolder:
         if not path.exists():
             raise ValueError(f"{self.path} holds no recorded actions of {episode.key}: evaluate that episode first")
         with np.load(path, allow_pickle=False) as arrays:
-            snapshot = {name.removeprefix(SNAPSHOT): arrays[name] for name in arrays if name.startswith(SNAPSHOT)}
-            return Trajectory(arrays["actions"], snapshot)
+            parts = {
+                prefix: {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+                for prefix in (SNAPSHOT, TRACE)
+            }
+            trace = ValueTrace.from_arrays(parts[TRACE]) if parts[TRACE] else None
+            return Trajectory(arrays["actions"], parts[SNAPSHOT], trace)
 
 
 def state_digest(snapshot: Mapping[str, np.ndarray]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from embodied.evaluation.records import Outcome, Record, RunFolder
 from embodied.evaluation.summary import SuiteSummary, Summary, Tally
+from embodied.evaluation.value_trace import draw
 from embodied.evaluation.videos import Clip
 from embodied.io import write_atomic, write_json
 
@@ -184,10 +185,20 @@ def _limit(name: str, runs: Sequence[ReportRun]) -> int:
 def _gallery(run: ReportRun) -> list[dict[str, Any]]:
     records = {record.key: record for record in run.summary.records}
     return [
-        {"record": records[clip.key], "exact": clip.exact, "video": _embedded(run.folder.path / clip.file)}
+        {
+            "record": records[clip.key],
+            "exact": clip.exact,
+            "video": _embedded(run.folder.path / clip.file),
+            "curves": _curves(run.folder, records[clip.key]),
+        }
         for clip in run.clips
         if clip.key in records and (run.folder.path / clip.file).exists()
     ]
+
+
+def _curves(folder: RunFolder, record: Record) -> list[dict[str, str]]:
+    trace = folder.trajectory(record.episode).trace
+    return [] if trace is None else draw(trace, record.steps)
 
 
 def _embedded(path: Path) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from embodied.evaluation.records import Attempt, Outcome, Record, RunFolder, Trajectory
 from embodied.evaluation.rollout import View
 from embodied.evaluation.schedule import Job, Schedule
+from embodied.evaluation.value_trace import ValueTrace, instructions, values_of
 from embodied.evaluation.versions import versions
 from embodied.protocols import Episode, Policy, PolicySpec, Task
 from embodied.workers import Reply, WorkerError, WorkerPool
@@ -47,6 +48,7 @@ class RunSettings:
     call_timeout: float = 300.0
     give_up_after: int = 5
     control_hz: int = 20
+    values: int | None = None  # other instructions whose values are traced beside the episode's own
 
 
 @dataclass
@@ -64,6 +66,7 @@ class _Slot:
     policy_s: float = 0.0
     rss_mb: float = 0.0
     end: str = ""
+    trace: ValueTrace | None = None
 
     @property
     def episode(self) -> Episode:
@@ -173,8 +176,11 @@ class Runner:
         single = self.settings.batching is Batching.single
         for group in [[w] for w in workers] if single else [workers] if workers else []:
             began = time.perf_counter()
-            chunks = self._chunks(group, [self._observation(w, views[w]) for w in group])
+            seen = [self._observation(w, views[w]) for w in group]
+            chunks = self._chunks(group, seen)
             seconds = (time.perf_counter() - began) / len(group)
+            if self.settings.values is not None:
+                self._trace(group, seen, chunks)
             for worker, chunk in zip(group, chunks, strict=True):
                 slot = self.slots[worker]
                 slot.policy_s += seconds
@@ -182,6 +188,18 @@ class Runner:
                 slot.actions.append(actions)
                 last = slot.steps + len(actions) >= slot.task.max_steps
                 self._submit(worker, "advance", actions, bool(self.spec.image_keys), last)
+
+    def _trace(self, workers: list[int], observations: list[dict[str, Any]], chunks: np.ndarray) -> None:
+        """Notes each slot's value of the chunk it is about to execute."""
+        assert self.settings.values is not None
+        for worker, seen, chunk in zip(workers, observations, chunks, strict=True):
+            slot = self.slots[worker]
+            if slot.trace is None:
+                tasks = list(self.settings.tasks.values())
+                slot.trace = ValueTrace(instructions(seen["task"], tasks, self.settings.values))
+            batch = {key: np.asarray(value)[None] for key, value in seen.items() if key != "task"}
+            slot.trace.steps.append(slot.steps)
+            slot.trace.values.append(values_of(self.policy, batch, chunk[None], slot.trace.words))
 
     def _observation(self, worker: int, view: View) -> dict[str, Any]:
         slot = self.slots[worker]
@@ -236,7 +254,7 @@ class Runner:
             versions=versions(),
         )
         actions = np.concatenate(slot.actions) if slot.actions else np.zeros((0, self.spec.action_dim), np.float32)
-        self.folder.append(record, None if failed else Trajectory(actions, slot.snapshot))
+        self.folder.append(record, None if failed else Trajectory(actions, slot.snapshot, slot.trace))
         del self.slots[worker]
         self.on_record(record)
         self._give_up(record)
