@@ -54,19 +54,18 @@ def save_checkpoint(
     pipeline: Pipeline,
     *,
     weights: Mapping[str, torch.Tensor] | None = None,
-    dtype: torch.dtype | None = None,
     info: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the folder whole or not at all; an older folder of that name is replaced.
 
-    weights: what to store instead of the model's own state (an average). dtype: for floating-point weights.
+    weights: what to store instead of the model's own state (an average).
     info: provenance for config.json. extra: {relative path: bytes or dict of tensors} for training state.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    state = {key: _stored(value, dtype) for key, value in (weights or model.state_dict()).items()}
+    state = {key: _stored(value, None) for key, value in (weights or model.state_dict()).items()}
     save_file(state, temporary / MODEL_FILE)
     kind = type(model)
     config = {
@@ -94,6 +93,24 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     load_weights(model, inside(folder, MODEL_FILE))
     model.to(device).eval()
     return Checkpoint(model, pipeline, config, digest(folder))
+
+
+def export_checkpoint(path: str | Path, out: Path, dtype: torch.dtype) -> Path:
+    """A checkpoint to publish: no training state, its parameters (buffers stay) in `dtype`. Returns the source folder.
+
+    ValueError when `out` exists already, or `path` is no checkpoint.
+    """
+    if out.exists():
+        raise ValueError(f"out={out} exists already: choose another folder or remove it")
+    source = resolve_checkpoint(Path(path))
+    loaded = load_checkpoint(source)
+    parameters = {name for name, _ in loaded.model.named_parameters()}
+    weights = {
+        key: _stored(value, dtype if key in parameters else None) for key, value in loaded.model.state_dict().items()
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(out, loaded.model, loaded.pipeline, weights=weights, info=loaded.config["info"])
+    return source
 
 
 def load_policy(path: str | Path, replan: int = 5, device: str = "cpu", name: str | None = None) -> Policy:

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import embodied.checkpoint as checkpoint
-from embodied.checkpoint import list_steps, load_checkpoint, load_policy, save_checkpoint
+from embodied.checkpoint import export_checkpoint, list_steps, load_checkpoint, load_policy, save_checkpoint
 from embodied.protocols import Policy
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, TASK
 from embodied.transforms import Pipeline
 from policies.bc.model import BehaviourCloning
+from world_models.persist.state import PersistState
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "hidden": 8, "keypoints": 4, "chunk": 6, "image_size": 32}
 RNG = np.random.default_rng(0)
@@ -83,13 +84,28 @@ def test_policy_acts_from_images_and_words(original):
     assert not np.allclose(other, actions)
 
 
-def test_half_precision_weights_come_back_in_the_models_precision(tmp_path, model):
-    save_checkpoint(tmp_path / "half", model, Pipeline(model.transforms(), STATISTICS), dtype=torch.float16)
-    assert (tmp_path / "half/model.safetensors").stat().st_size < 2.2 * sum(
-        p.numel() for p in model.parameters()
-    ) + 9000
-    weights = load_checkpoint(tmp_path / "half").model.state_dict()
-    assert all(value.dtype == torch.float32 for value in weights.values())
+def test_an_exported_checkpoint_has_rounded_parameters_and_no_training_state(original, tmp_path, model):
+    run = tmp_path / "run/checkpoints/step-0000003"
+    save_checkpoint(run, model, Pipeline(model.transforms(), STATISTICS), info={"step": 3}, extra={"training/x": b"1"})
+    assert export_checkpoint(tmp_path / "run", tmp_path / "half", torch.bfloat16) == run
+    assert sorted(path.name for path in (tmp_path / "half").iterdir()) == sorted(p.name for p in original.iterdir())
+    size = (tmp_path / "half/model.safetensors").stat().st_size
+    assert size < 2.2 * sum(p.numel() for p in model.parameters()) + 9000
+    loaded = load_checkpoint(tmp_path / "half")
+    assert loaded.config["info"] == {"step": 3}
+    for key, value in loaded.model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[key].to(torch.bfloat16).float())
+    with pytest.raises(ValueError, match="exists already"):
+        export_checkpoint(original, tmp_path / "half", torch.bfloat16)
+
+
+def test_export_leaves_buffers_as_they_are(tmp_path):
+    model = PersistState(state={"width": 16, "depth": 1})
+    model.scale.fill_(1 / 3)
+    save_checkpoint(tmp_path / "world", model, Pipeline([], {}))
+    export_checkpoint(tmp_path / "world", tmp_path / "half", torch.bfloat16)
+    assert torch.equal(load_checkpoint(tmp_path / "half").model.scale, model.scale)
 
 
 def test_digest_names_weights_and_configuration(original, folder):

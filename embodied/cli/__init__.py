@@ -20,6 +20,7 @@ NAMES = (
     "train",
     "collect",
     "data",
+    "export",
     "evaluate",
     "evaluate-world",
     "compare",

@@ -1,0 +1,53 @@
+"""Makes a checkpoint to publish of a training run: no training state, parameters in bfloat16.
+
+    embodied export path=runs/train/first out=policies/prts/checkpoints/first [dtype=fp32]
+
+path   checkpoint folder or training run (its newest checkpoint)
+out    folder to write, which must not exist
+dtype  bf16 (half the size) or fp32
+
+Loading converts back to float32; what rounding does to a policy is for an evaluation to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from embodied.registry import Registry
+
+
+class StoredAs(Enum):
+    """Of the parameters."""
+
+    bf16 = "bfloat16"
+    fp32 = "float32"
+
+
+@dataclass
+class ExportConfig:
+    """Settings of `embodied export`."""
+
+    path: str = MISSING
+    out: str = MISSING
+    dtype: StoredAs = StoredAs.bf16
+
+
+def register(registry: Registry) -> None:
+    registry.schema(None, "export", ExportConfig)
+
+
+def run(arguments: list[str]) -> int:
+    import torch
+
+    from embodied.checkpoint import MODEL_FILE, export_checkpoint
+    from embodied.config import compose_config, to_dataclass
+
+    config = to_dataclass(compose_config("export", arguments))
+    out = Path(config.out)
+    source = export_checkpoint(config.path, out, getattr(torch, config.dtype.value))
+    print(f"{source} -> {out}, {(out / MODEL_FILE).stat().st_size / 1e6:.1f} MB")
+    return 0
