@@ -36,6 +36,7 @@ FORMAT, VERSION = "embodied-checkpoint", 1
 MODEL_FILE, CONFIG, PIPELINE, STATISTICS = "model.safetensors", "config.json", "pipeline.json", "statistics.json"
 MAX_JSON_BYTES = 16 * 2**20
 STEP_PREFIX = "step-"
+SHIPPED = Path(__file__).parents[1]  # where the packages lie that bring checkpoints
 
 
 @dataclass
@@ -132,7 +133,12 @@ def digest(folder: Path) -> str:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The folder itself when it holds a checkpoint, else the newest step under its `checkpoints/` (or itself)."""
+    """The folder itself when it holds a checkpoint, else the newest step under its `checkpoints/` (or itself).
+
+    A relative path that does not exist here is one of a shipped checkpoint, as policies/bc/checkpoints/libero.
+    """
+    if not path.exists() and not path.is_absolute():
+        path = SHIPPED / path if (SHIPPED / path).exists() else path
     if (path / MODEL_FILE).is_file():
         return path
     for parent in (path / "checkpoints", path):

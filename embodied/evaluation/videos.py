@@ -62,6 +62,15 @@ class Replayer:
         write_mp4(Path(path), np.stack(frames), self.env.control_hz / stride)
         return len(frames), steps, success, state_digest({STATE: self.env.observe(images=False)[STATE]})
 
+    def watch(self, episode: Episode, trajectory: Trajectory, stride: int, steps: int) -> dict[str, np.ndarray]:
+        """The first `steps` actions again: images (T, H, W, 3) by camera and STATE (T, 8), every `stride`-th state."""
+        reset(self.env, episode, trajectory.snapshot)
+        seen = [self.env.observe(images=True)]
+        for first in range(0, steps, stride):
+            self.env.run_steps(trajectory.actions[first : first + stride])
+            seen.append(self.env.observe(images=True))
+        return {key: np.stack([row[key] for row in seen]) for key in (*IMAGE_KEYS, STATE) if key in seen[0]}
+
     def _frame(self) -> np.ndarray:
         """All cameras side by side (H, W, 3) uint8; sides made even, as the codec needs."""
         observation = self.env.observe(images=True)
