@@ -25,6 +25,7 @@ import numpy as np
 
 from embodied.data.cache import FrameCache
 from embodied.data.windows import WindowConfig, Windows, split_episodes
+from embodied.registry import registry
 from embodied.schema import ACTION, STATE, TASK
 
 # Suites in which all tasks share one scene, so that every instruction's objects are there.
@@ -37,7 +38,8 @@ class ValueConfig:
 
     held_out: the share of each task's episodes that training left out (its data.holdout), drawn by its seed; 0: all
     episodes. wrong: JSON file {instruction: [instructions whose objects are in its scene]}; null: the suite's other
-    instructions where all its tasks share one scene, none elsewhere. tries: wrong instructions an episode.
+    instructions where all its tasks share one scene (`same_scene`), what `goal_list` says of a task's scene (registered
+    functions) in the suites `listed`, none elsewhere. tries: wrong instructions an episode.
     """
 
     out: str | None = None
@@ -48,6 +50,9 @@ class ValueConfig:
     stride: int = 4
     wrong: str | None = None
     same_scene: list[str] = field(default_factory=lambda: list(SAME_SCENE))
+    listed: list[str] = field(default_factory=lambda: ["libero_object"])
+    task_list: str = "sim.tasks.tasks"
+    goal_list: str = "sim.goals.other_goals"
     tries: int = 3
     batch: int = 32
     device: str = "cpu"
@@ -127,6 +132,10 @@ def wrong_instructions(cache: FrameCache, config: ValueConfig) -> dict[tuple[str
             inside = np.unique(table.task_id[table.suite_id == table.suites.index(suite)])
             words = [table.languages[i] for i in inside]
             found |= {(suite, word): [other for other in words if other != word] for word in words}
+    for suite in set(config.listed) & set(table.suites):
+        goals = registry().resolve(config.goal_list)
+        for task in registry().resolve(config.task_list)(suite):
+            found[suite, task.language] = [goal.words for goal in goals(task)]
     return found
 
 

@@ -10,10 +10,21 @@ from scipy.stats import mannwhitneyu, spearmanr
 from embodied.data.cache import FrameCache
 from embodied.data.cache_build import CacheConfig, build_cache
 from embodied.data.source import ColumnSpec, EpisodeInfo
-from embodied.evaluation.value import Curve, ValueConfig, auc, choose_episodes, spearman, value_curves, value_figures
+from embodied.evaluation.value import (
+    Curve,
+    ValueConfig,
+    auc,
+    choose_episodes,
+    spearman,
+    value_curves,
+    value_figures,
+    wrong_instructions,
+)
 from embodied.evaluation.value_plot import draw_curves
-from embodied.protocols import PolicySpec
+from embodied.protocols import PolicySpec, Task
+from embodied.registry import registry
 from embodied.schema import ACTION, IMAGE, STATE, TASK
+from sim.goals import SceneGoal
 
 TEXTS = ("open the drawer", "push the plate", "turn on the stove")
 
@@ -54,6 +65,20 @@ def cache(tmp_path_factory) -> FrameCache:
     return build_cache(
         Memory(), tmp_path_factory.mktemp("value") / "cache", CacheConfig(size=[8], image_statistics=False)
     )
+
+
+def test_wrong_instructions_come_from_the_scene_where_tasks_do_not_share_one(cache, monkeypatch):
+    tasks = [Task("elsewhere", 0, "plate", TEXTS[2], 10)]
+    targets = {f"{__name__}.listed_tasks", f"{__name__}.listed_goals"}
+    monkeypatch.setattr(registry(), "targets", registry().targets | targets)
+    monkeypatch.setitem(globals(), "listed_tasks", lambda suite: tasks)
+    monkeypatch.setitem(globals(), "listed_goals", lambda task: [SceneGoal("wave", [["on", "a"]])])
+    config = ValueConfig(
+        listed=["elsewhere"], task_list=f"{__name__}.listed_tasks", goal_list=f"{__name__}.listed_goals"
+    )
+    found = wrong_instructions(cache, config)
+    assert found["elsewhere", TEXTS[2]] == ["wave"]
+    assert found["libero_goal", TEXTS[0]] == [TEXTS[1], TEXTS[2]]
 
 
 def test_statistics_against_scipy():
