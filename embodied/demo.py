@@ -43,8 +43,12 @@ class DemoConfig:
     suite: str | None = None  # takes the place of the choice
     demonstrations: int = 2  # of each task
     episodes: int = 3  # of each task and policy
-    policies: list[str] = field(default_factory=lambda: ["expert", "replay", "random"])
+    policies: list[str] = field(default_factory=lambda: ["prts", "expert", "replay", "random"])
+    shipped: dict[str, str] = field(default_factory=dict)  # policies that are checkpoints, and where they lie
+    world: str | None = None  # world model that imagines episodes of the first policy again; null leaves it out
+    imagined: int = 3  # episodes
     videos: int = 3  # of each policy
+    values: int = 2  # other tasks whose value is drawn beside a shipped policy's own
     workers: int = 2
     run: str | None = None
 
@@ -55,7 +59,7 @@ def demo(config: DemoConfig, command: str) -> Path:
     suite = choose_suite(config)
     words = {task.index: task.language for task in registry().resolve("sim.tasks.tasks")(suite.env)}
     print(f"Suite {suite.env}: " + "; ".join(words[index] for index in suite.tasks), flush=True)
-    steps = 2 + len(config.policies)
+    steps = 2 + len(config.policies) + (config.world is not None)
     with _step(1, steps, f"collecting {config.demonstrations} demonstrations of each task with the scripted expert"):
         collected = _collect(config, suite, folder)
         print(f"{collected.episodes} episodes, {collected.frames} frames in {collected.out}")
@@ -67,10 +71,13 @@ def demo(config: DemoConfig, command: str) -> Path:
         for number, policy in enumerate(config.policies, start=3):
             with _step(number, steps, f"evaluating {policy}"):
                 runs.append(_evaluate(config, suite, folder, policy, collected.out, pool))
-    section = _data_section(collected, checked)
+        sections = [_data_section(collected, checked)]
+        if config.world is not None:
+            with _step(steps, steps, f"imagining {config.imagined} of its episodes"):
+                sections.insert(0, _imagine(config, suite, runs[0], pool))
     title = f"Demo on {suite.env}"
     subtitle = f"{len(suite.tasks)} tasks, {config.episodes} episodes of each; replay repeats the demonstrations."
-    return write_report(folder, title, runs, [section], subtitle, command)
+    return write_report(folder, title, runs, sections, subtitle, command)
 
 
 def choose_suite(config: DemoConfig) -> DemoSuite:
@@ -110,15 +117,33 @@ def _evaluate(
     config: DemoConfig, suite: DemoSuite, folder: Path, policy: str, dataset: Path, pool: WorkerPool
 ) -> ReportRun:
     tasks = ",".join(map(str, suite.tasks))
-    overrides = [f"env={suite.env}", f"tasks=[{tasks}]", f"policy={policy}", f"episodes={config.episodes}"]
+    overrides = [f"env={suite.env}", f"tasks=[{tasks}]", f"episodes={config.episodes}"]
     overrides += ["report=false", f"videos={config.videos}", "video_size=192", "video_stride=2"]
     overrides += [f"workers={config.workers}", f"run='{folder / policy}'"]
+    if policy in config.shipped:
+        overrides += ["policy=checkpoint", f"policy.path='{config.shipped[policy]}'", f"values={config.values}"]
+    else:
+        overrides.append(f"policy={policy}")
     if policy == "replay":
         overrides.append(f"policy.source='{dataset}'")
     settings = _settings("evaluate", overrides)
     summary = evaluate(settings, command=f"embodied evaluate {' '.join(overrides)}", pool=pool)
     print(_line(policy, summary))
     return report_run(summary, settings, pool, policy)
+
+
+def _imagine(config: DemoConfig, suite: DemoSuite, run: ReportRun, pool: WorkerPool) -> Section:
+    """Episodes of the first policy, imagined by the world model beside the simulator."""
+    from embodied.evaluation.imagined_rollouts import imagine_episodes, section
+    from embodied.evaluation.world import load_world
+
+    world = load_world(str(config.world), "persist_nano")
+    env = _settings("evaluate", [f"env={suite.env}"]).env
+    clips = imagine_episodes(run.folder, env, run.summary.records, world, config.imagined, pool)
+    pool.clear()
+    for clip in clips:
+        print(f"{clip.record.key}: PSNR {clip.psnr:.1f} dB, first frame held still {clip.still:.1f} dB")
+    return section(clips, world.name)
 
 
 def _line(policy: str, summary: Summary) -> str:
