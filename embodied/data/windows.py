@@ -222,7 +222,7 @@ def _merge(parts: Sequence[Mapping[str, Any]], places: Sequence[np.ndarray]) -> 
 def split_episodes(cache: FrameCache, holdout: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Episode positions for training and validation: about `holdout` of each task's episodes, drawn by `seed`.
 
-    A task with a single episode stays in training.
+    Of a task with several episodes at least one is held out (if any is asked for), and at least one trained on.
     """
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout should lie in [0, 1), got {holdout}")
@@ -230,7 +230,8 @@ def split_episodes(cache: FrameCache, holdout: float, seed: int = 0) -> tuple[np
     held: list[int] = []
     for task in range(len(cache.episodes.languages)):
         members = rng.permutation(np.flatnonzero(cache.episodes.task_id == task))
-        held += members[: min(round(holdout * len(members)), len(members) - 1)].tolist()
+        count = max(1, round(holdout * len(members))) if holdout else 0
+        held += members[: min(count, len(members) - 1)].tolist()
     mask = np.zeros(len(cache.episodes), bool)
     mask[held] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)

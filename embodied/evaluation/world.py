@@ -48,6 +48,7 @@ class EvaluateWorldConfig:
     batch: int = 8
     seed: int = 0
     videos: int = 4
+    steps: int | None = None  # of every model's sampler; null: each its own
     device: str = "cpu"
     threads: int | None = None
     run: str | None = None
@@ -84,7 +85,7 @@ def evaluate_world(config: EvaluateWorldConfig, command: str = "") -> Any:
         torch.set_num_threads(config.threads)
     folder = Path(config.run) if config.run else new_run_folder("evaluate-world")
     cache, metrics = FrameCache(config.clips.path), FrameMetrics()
-    worlds = {name: load_world(path, name, config.device) for name, path in config.models.items()}
+    worlds = {name: load_world(path, name, config.device, config.steps) for name, path in config.models.items()}
     first = next(iter(worlds.values()))
     clips = list_clips(cache, config.clips, first.chunk * first.skip)
     _keep_protocol(folder, config, worlds, clips)
@@ -101,13 +102,15 @@ def evaluate_world(config: EvaluateWorldConfig, command: str = "") -> Any:
     return summary
 
 
-def load_world(path: str | Path, name: str, device: str = "cpu") -> Imagining:
-    """The world model of a checkpoint. ValueError when it is something else."""
+def load_world(path: str | Path, name: str, device: str = "cpu", steps: int | None = None) -> Imagining:
+    """The world model of a checkpoint, its sampler with so many steps. ValueError when it is something else."""
     loaded = load_checkpoint(path, device)
     make = getattr(loaded.model, "make_world_model", None)
     if make is None:
         raise ValueError(f"{path} should hold a world model, it holds {loaded.config['model']['_target_']}")
-    return make(loaded.pipeline, name, loaded.digest, device)
+    world = make(loaded.pipeline, name, loaded.digest, device)
+    world.set_steps(steps)
+    return world
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -224,6 +227,7 @@ def _keep_protocol(
         "clips": [clip.to_json() for clip in clips],
         "interactions": config.clips.interactions,
         "seed": config.seed,
+        "steps": config.steps,
         "digests": {name: world.digest for name, world in worlds.items()},
     }
     path = folder / PROTOCOL
@@ -231,7 +235,7 @@ def _keep_protocol(
         earlier = json.loads(path.read_text())
         known = earlier["digests"]
         changed = [name for name, digest in protocol["digests"].items() if known.get(name, digest) != digest]  # type: ignore[attr-defined]
-        changed += [key for key in ("clips", "interactions", "seed") if earlier[key] != protocol[key]]
+        changed += [key for key in ("clips", "interactions", "seed", "steps") if earlier.get(key) != protocol[key]]
         if changed:
             raise ValueError(f"{folder} was made with other {changed[0]}: use another run=")
         protocol["digests"] = {**known, **protocol["digests"]}  # type: ignore[dict-item]

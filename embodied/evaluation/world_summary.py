@@ -49,7 +49,7 @@ class WorldSummary:
         return {"against": self.against, "means": self.means, "curves": self.curves, "wins": wins}
 
     def figures(self) -> list[Figure]:
-        """closed_loop.MODEL.METRIC.CAMERA, and win_rate of the last model."""
+        """closed_loop.MODEL.METRIC.CAMERA, win_rate.MODEL_over_MODEL, and win_rate of the last model over `against`."""
         found = []
         for model, modes in self.means.items():
             for mode, rows in modes.items():
@@ -61,9 +61,17 @@ class WorldSummary:
                         for camera, value in cameras.items()
                         if value == value
                     ]
-        for win in self.wins[-1:]:
+        for win in self.wins:
+            low, high = win.interval.low, win.interval.high
+            note = f"95% {low:.3f} to {high:.3f} (bootstrap over episodes), {win.clips} clips"
+            found.append(Figure(f"win_rate.{win.model}_over_{win.against}", win.rate, "share", 0.5, note))
+        last = list(self.means)[-1]
+        for win in [win for win in self.wins if (win.model, win.against) == (last, self.against)]:
             note = f"{win.model} against {win.against}, {win.clips} clips"
-            found += [Figure("win_rate", win.rate, "", 0.5, note), Figure("win_rate_low", win.interval.low, "")]
+            found += [
+                Figure("win_rate", win.rate, "share", 0.5, note),
+                Figure("win_rate_low", win.interval.low, "share", 0.5, note),
+            ]
         return found
 
     def table(self) -> str:
@@ -100,11 +108,12 @@ def summarise(results: Sequence[Any], against: str, folder: Path) -> WorldSummar
         curves = {m: {c: _curve([row.scores[c][m] for row in rows]) for c in cameras} for m in metrics}
         summary.means.setdefault(model, {})[mode] = means
         summary.curves.setdefault(model, {})[mode] = curves
-    base = {row.clip.key: row for row in groups.get((against, "closed"), [])}
-    for (model, mode), rows in groups.items():
-        if mode == "closed" and model != against and base:
-            summary.wins.append(paired(rows, base, metrics, model, against))
-    summary.wins.sort(key=lambda win: win.model.startswith("copy_"), reverse=True)
+    closed = {model: rows for (model, mode), rows in groups.items() if mode == "closed"}
+    order = sorted(closed, key=lambda model: (not model.startswith("copy_"), model != against))
+    for number, model in enumerate(order):
+        for other in order[:number]:
+            base = {row.clip.key: row for row in closed[other]}
+            summary.wins.append(paired(closed[model], base, metrics, model, other))
     return summary
 
 

@@ -46,21 +46,34 @@ class DataConfig:
 
     extra: more of them by path, frame caches or LeRobot folders (cached beside them as FOLDER.cache); or settings, as
     {path: FOLDER, without: [INSTRUCTION]}.
-    holdout: share of each task's episodes kept for the validation loss.
+    holdout: share of each task's episodes kept for the validation loss, drawn by split_seed (null: the run's seed).
     """
 
     sets: dict[str, DataSet] = field(default_factory=dict)
     extra: list[Any] = field(default_factory=list)
     balance: Balance = Balance.frames
     holdout: float = 0.0
+    split_seed: int | None = None
+
+
+class StatisticsOf(Enum):
+    """What transforms are bound to when a stage starts from a checkpoint: the checkpoint's, or the data's anew."""
+
+    checkpoint = "checkpoint"
+    data = "data"
 
 
 @dataclass
 class StageConfig:
-    """One stage of training. batch_size: per process and micro-batch; init: checkpoint whose weights it starts from."""
+    """One stage of training. batch_size: per process and micro-batch; init: checkpoint whose weights it starts from.
+
+    statistics: a model that goes on keeps the normalisation that its weights were trained under; `data` computes it
+    from these data sets, as for another robot.
+    """
 
     name: str = MISSING
     init: str | None = None
+    statistics: StatisticsOf = StatisticsOf.checkpoint
     steps: int = MISSING
     batch_size: int = 64
     accumulate: int = 1

@@ -14,6 +14,7 @@ import torch
 from embodied.checkpoint import (
     CONFIG,
     MODEL_FILE,
+    STATISTICS,
     build_model,
     inside,
     list_steps,
@@ -28,10 +29,10 @@ from embodied.data.sampler import MixtureSampler, Sampler, WeightedSampler, sequ
 from embodied.data.windows import Batch, Mixture, Relabel, WindowConfig, Windows, split_episodes
 from embodied.evaluation.versions import versions
 from embodied.paths import data_folder
-from embodied.training.config import Balance, DataConfig, DataSet, TrainConfig
+from embodied.training.config import Balance, DataConfig, DataSet, StatisticsOf, TrainConfig
 from embodied.training.features import bound_pipeline, prepare_cache
 from embodied.training.loop import Hook, Job
-from embodied.transforms import Pipeline
+from embodied.transforms import Pipeline, Transform
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,7 +72,7 @@ def make_job(
         raise ValueError("training needs a data set, data.sets is empty: add data=NAME")
     for name, cache in caches.items():
         prepare_cache(cache, model.features, model.language, _named(progress, f"features of {name}"))
-    pipeline = bound_pipeline(model.transforms(), list(caches.values()))
+    pipeline = _pipeline(model.transforms(), list(caches.values()), start, stage.statistics)
     training, held = _split(config, sets, caches)
     relabel, windows = model.relabel(stage.name), model.windows(stage.name)
     mixture = PipelineWindows(_members(caches, training, windows, relabel), pipeline)
@@ -88,6 +89,17 @@ def make_job(
         "data": {name: _provenance(cache, training[name]) for name, cache in caches.items()},
     }
     return Job(model, BatchLoader(mixture, sampler, config.ahead), pipeline, run, config, hooks, info)
+
+
+def _pipeline(
+    transforms: list[Transform], caches: list[FrameCache], start: str | None, source: StatisticsOf
+) -> Pipeline:
+    """Bound to the statistics of the checkpoint that the stage starts from, as far as it has them, else of the data."""
+    pipeline = bound_pipeline(transforms, caches)
+    if start is None or source is StatisticsOf.data:
+        return pipeline
+    earlier = read_json(resolve_checkpoint(Path(start)), STATISTICS)
+    return Pipeline(transforms, {key: earlier.get(key, value) for key, value in pipeline.statistics.items()})
 
 
 def _earlier_arguments(run: Path, init: str | None) -> dict[str, Any] | None:
@@ -176,13 +188,12 @@ def make_sampler(config: TrainConfig, sets: Sequence[DataSet], mixture: Mixture,
 
 
 class ValidationLoss:
-    """The loss over episodes kept from training, on up to `batches` batches spread over them."""
+    """The loss over episodes kept from training, on up to `batches` batches of their frames."""
 
     def __init__(self, windows: Mixture, batch_size: int, batches: int) -> None:
         self.windows = windows
-        every = list(sequential_batches(len(windows), batch_size))
-        chosen = np.unique(np.linspace(0, len(every) - 1, min(batches, len(every))).astype(int))
-        self.batches = [every[i] for i in chosen]
+        order = np.random.default_rng(0).permutation(len(windows))  # as mixed as training's, which some losses need
+        self.batches = [order[samples] for samples in sequential_batches(len(windows), batch_size)][:batches]
 
     def __call__(self, step: int, model: Any) -> Mapping[str, float]:  # noqa: ARG002
         device = next(model.parameters()).device
@@ -227,7 +238,8 @@ def _split(
     training, held = {}, {}
     for name, cache in caches.items():
         chosen = select_episodes(cache, sets[name])
-        first, second = split_episodes(cache, config.data.holdout, config.seed)
+        seed = config.seed if config.data.split_seed is None else config.data.split_seed
+        first, second = split_episodes(cache, config.data.holdout, seed)
         training[name], held[name] = np.intersect1d(first, chosen), np.intersect1d(second, chosen)
         if not len(training[name]):
             raise ValueError(

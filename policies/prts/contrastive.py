@@ -145,12 +145,14 @@ def goal_to_action_loss(
 def contrastive_losses(pairs: Pairs, heads: CRLHeads, chunk: int = 1024) -> dict[str, Tensor]:
     """Both losses over the pairs of all ranks, each rank the same number of them. Every rank gets the same values.
 
-    Averaging parameter gradients over ranks, as data-parallel training does, gives the single-process gradient.
+    Averaging parameter gradients over ranks, as data-parallel training does, gives the single-process gradient. Never
+    in bfloat16, whose steps between logits are larger than what a step of the episode changes.
     """
     whole = gather_pairs(pairs)
     psi_GD, index_N = distinct_goals(whole.goal_N, whole.psi_ND)
     arguments = (whole.phi_ND, psi_GD, index_N, whole.weight_N, heads.scale(), chunk)
-    return {"action_to_goal": action_to_goal_loss(*arguments), "goal_to_action": goal_to_action_loss(*arguments)}
+    with torch.autocast(whole.phi_ND.device.type, enabled=False):
+        return {"action_to_goal": action_to_goal_loss(*arguments), "goal_to_action": goal_to_action_loss(*arguments)}
 
 
 def chunked_logsumexp(rows_RD: Tensor, columns_CD: Tensor, scale: Tensor, chunk: int) -> Tensor:

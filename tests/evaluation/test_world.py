@@ -15,7 +15,7 @@ from embodied.cli.train import run as train
 from embodied.data.cache import FrameCache
 from embodied.data.cache_build import CacheConfig, build_cache
 from embodied.evaluation import world_lpips
-from embodied.evaluation.world import Result, _last_known, read_results, score_frames
+from embodied.evaluation.world import Result, _last_known, load_world, read_results, score_frames
 from embodied.evaluation.world_clips import Clip, ClipConfig, list_clips
 from embodied.evaluation.world_metrics import FrameMetrics
 from embodied.evaluation.world_statistics import bootstrap_mean_of, mmrv, pearson, ranks, spearman
@@ -93,7 +93,22 @@ def test_paired_wins_by_hand(tmp_path: Path) -> None:
     assert (win.model, win.clips, win.rate) == ("post", 3, 0.5)
     assert win.by_metric == pytest.approx({"psnr": 2 / 3, "lpips": 1 / 3})
     assert summary.means["base"]["closed"]["lpips"]["a"] == pytest.approx(0.3)
-    assert {figure.name for figure in summary.figures()} >= {"closed_loop.post.psnr.a", "win_rate", "win_rate_low"}
+    names = {figure.name for figure in summary.figures()}
+    assert names >= {"closed_loop.post.psnr.a", "win_rate", "win_rate_low", "win_rate.post_over_base"}
+
+
+def test_every_pair_of_models_is_compared_and_the_last_over_the_first_is_the_win_rate(tmp_path: Path) -> None:
+    rows = [result(name, i, psnr, 0.3) for name, psnr in (("copy_first", 18), ("base", 20), ("more", 21), ("post", 22))
+            for i in range(2)]  # fmt: skip
+    summary = summarise(rows, "base", tmp_path)
+    pairs = [(win.model, win.against) for win in summary.wins]
+    assert pairs == [
+        ("base", "copy_first"), ("more", "copy_first"), ("more", "base"),
+        ("post", "copy_first"), ("post", "base"), ("post", "more"),
+    ]  # fmt: skip
+    figures = {figure.name: figure for figure in summary.figures()}
+    assert figures["win_rate"].note == "post against base, 2 clips"
+    assert figures["win_rate"].value == figures["win_rate.post_over_base"].value == 1.0
 
 
 def test_statistics_by_hand() -> None:
@@ -151,13 +166,13 @@ def test_the_command(cache: FrameCache, tmp_path: Path, monkeypatch: pytest.Monk
     (run / "results.jsonl").write_bytes(before[: len(before) // 2])  # as after a crash
     evaluate_world(words)
     assert sorted((run / "results.jsonl").read_bytes().splitlines()) == sorted(before.splitlines())
-    with pytest.raises(ValueError, match="other interactions"):
-        evaluate_world([*words, "clips.interactions=2"])
+    for other, change in (("interactions", "clips.interactions=2"), ("steps", "steps=3")):
+        with pytest.raises(ValueError, match=f"other {other}"):
+            evaluate_world([*words, change])
+    assert load_world(tmp_path / "base", "base", steps=3).sampling.steps == 3
 
 
 def test_a_policy_is_no_world_model(tmp_path: Path) -> None:
-    from embodied.evaluation.world import load_world
-
     root = Path(__file__).parents[2] / "policies/bc/checkpoints/libero"
     with pytest.raises(ValueError, match="should hold a world model"):
         load_world(root, "x")

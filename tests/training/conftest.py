@@ -31,7 +31,7 @@ def fresh_accelerator() -> Iterator[None]:
 
 def train_arguments(cache: Path, run: Path, *more: str) -> list[str]:
     sizes = [f"policy.{key}={value}" for key, value in SMALL.items()]
-    data = [f"data.sets.libero_demos.path={cache}", "data.sets.libero_demos.source=null"]
+    data = [f"data.sets.libero_demos.path={cache}", "data.sets.libero_demos.source=null", "data.holdout=0"]
     stage = ["stage.steps=4", "stage.batch_size=4", "stage.warmup=2", "log.every=1", "log.progress=false", "cpu=true"]
     return ["policy=bc", "stage=bc", "data=libero_demos", *sizes, *data, *stage, f"run={run}", *more]
 

@@ -18,8 +18,8 @@ from embodied.checkpoint import list_steps, load_checkpoint
 from embodied.cli.train import run as train
 from embodied.io import read_lines, write_json
 from embodied.schema import ACTION, STATE, TASK
-from embodied.training.config import DataSet
-from embodied.training.setup import open_cache, select_episodes
+from embodied.training.config import DataConfig, DataSet, TrainConfig
+from embodied.training.setup import _split, open_cache, select_episodes
 from policies.bc.model import BehaviourCloning
 
 NOT_CORE = [
@@ -161,6 +161,31 @@ def test_validation_on_held_episodes(small_cache, tmp_path, arguments):
     lines = [line for line in read_lines(tmp_path / "run/metrics.jsonl") if "validation/loss" in line]
     assert [line["step"] for line in lines] == [2, 4]
     assert load_checkpoint(tmp_path / "run").config["info"]["data"]["libero_demos"]["episodes"] == 4
+
+
+def test_a_stage_keeps_the_normalisation_of_the_checkpoint_it_starts_from(small_cache, tmp_path, arguments):
+    first, held = tmp_path / "first", "data.sets.libero_demos.limit_per_task=1"
+    train(arguments(small_cache.folder, first, "stage.steps=1"))
+    path = list_steps(first / "checkpoints")[-1] / "statistics.json"
+    statistics = json.loads(path.read_text())
+    changed = {**statistics, ACTION: {**statistics[ACTION], "mean": [0.5] * 7}}
+    path.write_text(json.dumps(changed))
+    for name, more, expected in (("kept", [], changed), ("new", ["stage.statistics=data"], statistics)):
+        train(arguments(small_cache.folder, tmp_path / name, "stage.steps=1", f"stage.init={first}", held, *more))
+        newest = list_steps(tmp_path / name / "checkpoints")[-1]
+        assert json.loads((newest / "statistics.json").read_text()) == expected
+        assert load_checkpoint(newest).pipeline.statistics[ACTION]["mean"] == expected[ACTION]["mean"]
+
+
+def test_the_split_has_a_seed_of_its_own(small_cache):
+    def held(**settings) -> list[int]:
+        config = TrainConfig(data=DataConfig(holdout=0.34, **settings.pop("data", {})), **settings)
+        sets = {"a": DataSet(path=str(small_cache.folder))}
+        return _split(config, sets, {"a": small_cache})[1]["a"].tolist()
+
+    draws = [held(seed=seed) for seed in range(6)]
+    assert len({tuple(draw) for draw in draws}) > 1
+    assert all(held(seed=seed, data={"split_seed": 3}) == draws[3] for seed in range(6))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,19 @@ from world_parts import tiny_batch, tiny_nano
 
 from embodied.checkpoint import list_steps, load_checkpoint
 from embodied.cli.train import run as train
+from embodied.evaluation.world_metrics import FrameMetrics
 from embodied.io import read_lines
 from world_models.persist.adapters import LoraSettings
-from world_models.persist.posttrain import Posttrainer, StopPosttrainingError
+from world_models.persist.posttrain import Posttrainer, Round, StopPosttrainingError, informative
+from world_models.persist.rewards import ImageScore
+
+
+class Gap:
+    name = "lpips"
+
+    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs().mean((1, 2, 3))
+
 
 SETTINGS = [
     "stage.batch_size=4", "log.every=1", "log.progress=false", "cpu=true", "data=libero_demos",
@@ -87,6 +97,46 @@ def test_small_spread_is_warned_about() -> None:
     trainer = Posttrainer(model, windows=object())
     with pytest.warns(UserWarning, match="differ by 0.010 dB"):
         trainer._warn({"psnr": 0.01}, 3)
+
+
+def test_a_groups_candidates_share_chunk_noise_and_level(world_cache: Any, start: Path, tmp_path: Path) -> None:
+    """What the candidates of a chunk have in common cancels: equal candidates give no gradient, whatever their r."""
+    model = load_checkpoint(start).model
+    model.set_stage("posttrain")
+    trainer = Posttrainer(model, windows=object())
+    memory, shape = model.memory, model.space.shape
+    context, frames = torch.randn(2, 1, memory.context, *shape), torch.randn(2, 1, memory.chunk, *shape)
+    actions = torch.randn(2, 1, memory.frames, model.frame_actions.width)
+    reward = torch.tensor([[0.2, 0.8, 0.5], [0.9, 0.3, 0.3]])
+    same = [value.repeat_interleave(3, 1) for value in (context, actions, frames)]
+    torch.manual_seed(0)
+    trainer.loss(Round(0, *same, reward, {}))[0].backward()
+    largest = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
+    assert largest < 1e-6
+    model.zero_grad()
+    apart = [same[0], same[1], torch.randn(2, 3, memory.chunk, *shape)]
+    trainer.loss(Round(0, *apart, reward, {}))[0].backward()
+    assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) > 1e-4
+
+
+def test_groups_that_hardly_differ_have_no_say() -> None:
+    psnr = torch.tensor([[[20.0, 30.0], [20.02, 30.0]], [[20.0, 30.0], [21.0, 31.0]]])
+    assert informative({"psnr": psnr}, 0.05).tolist() == [False, True]  # type: ignore[union-attr]
+    assert informative({"neg_log_error": psnr[..., 0]}, 0.05) is None
+
+
+def test_rewards_are_the_same_under_bfloat16() -> None:
+    model = tiny_nano(nano={"size": [32, 32], "latent": 6, "channels": [32, 32], "attend": [False, True], "heads": 2})
+    model.space.fit({key: torch.randint(0, 256, (2, 3, 32, 32, 3)) for key in model.space.keys})
+    future = torch.randn(2, 2, *model.space.shape)
+    frames = future[:, None] + 0.05 * torch.randn(2, 4, 2, *model.space.shape)
+    score = ImageScore(model.space, FrameMetrics(Gap()))
+    weights = {"psnr": 1.0, "ssim": 1.0, "lpips": 1.0}
+    plain = score(frames, future, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = score(frames, future, weights)
+    torch.testing.assert_close(mixed.advantage, plain.advantage)
+    torch.testing.assert_close(mixed.scores, plain.scores)
 
 
 def test_the_reference_is_the_model_before_adapters() -> None:

@@ -22,7 +22,7 @@ SIZES = [
 
 
 def arguments(cache: Path, run: Path, *more: str) -> list[str]:
-    data = [f"data.sets.libero_demos.path={cache}", "data.sets.libero_demos.source=null"]
+    data = [f"data.sets.libero_demos.path={cache}", "data.sets.libero_demos.source=null", "data.holdout=0"]
     stage = ["stage.steps=4", "stage.batch_size=4", "stage.warmup=2", "log.every=1", "log.progress=false", "cpu=true"]
     return ["world_model=persist_nano", "stage=base", "data=libero_demos", *SIZES, *data, *stage, f"run={run}", *more]
 

@@ -9,6 +9,7 @@ Shapes: B clips, T frames at the model's rate, S steps of control, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ class Imagination:
         self.keys: list[str] = list(world.space.keys)
         self.chunk, self.skip = world.memory.chunk, world.memory.skip
         self.sampling, self.arm = Sampling(), Proprioception()
+
+    def set_steps(self, steps: int | None) -> None:
+        """How many steps the sampler takes; None: as many as the model says."""
+        self.sampling = replace(self.sampling, steps=steps)
 
     def offsets(self, interactions: int) -> dict[str, list[int]]:
         """Key -> frames of the data set around the start that `rollout` needs."""

@@ -35,7 +35,8 @@ class StopPosttrainingError(ValueError):
 
 @dataclass(frozen=True)
 class Round:
-    """Chunks to train on: context (N, H, *L), actions (N, F, A), what diffusion sampled (N, chunk, *L), r (N,)."""
+    """Chunks to train on, P of them, each by K candidates of one group: context (P, K, H, *L), actions (P, K, F, A),
+    what diffusion sampled (P, K, chunk, *L), r (P, K)."""
 
     number: int
     context: Tensor
@@ -75,14 +76,20 @@ class Posttrainer:
         return loss, {**metrics, **extra}
 
     def loss(self, round_: Round) -> tuple[Tensor, dict[str, Tensor]]:
-        """The contrastive loss in x0 form on chunks drawn from the round, and the KL to the reference."""
+        """The contrastive loss in x0 form on chunks drawn from the round, and the KL to the reference.
+
+        The candidates of a chunk share noise and noise level: r - 1/2 adds up to 0 over them, and with it what they
+        have in common.
+        """
         world, config = self.world, self.config
-        chosen = torch.randint(len(round_.reward), (config.batch,), device=round_.reward.device)
+        count, candidates = max(1, config.batch // round_.reward.shape[1]), round_.reward.shape[1]
+        chosen = torch.randint(len(round_.reward), (count,), device=round_.reward.device)
         context, actions, x, reward = (
-            value[chosen] for value in (round_.context, round_.actions, round_.samples, round_.reward)
+            value[chosen].flatten(0, 1) for value in (round_.context, round_.actions, round_.samples, round_.reward)
         )
-        sigma_B = draw_sigma(world.edm, len(x), x.device)
-        noisy = x + expand(sigma_B, x) * torch.randn_like(x)
+        sigma_B = draw_sigma(world.edm, count, x.device).repeat_interleave(candidates)
+        noise = torch.randn(count, *x.shape[1:], device=x.device).repeat_interleave(candidates, dim=0)
+        noisy = x + expand(sigma_B, x) * noise
         estimates = {}
         for policy in (NEW, OLD, REFERENCE):
             with world.acting_as(policy), torch.set_grad_enabled(policy == NEW):
@@ -111,8 +118,11 @@ class Posttrainer:
         self._warn(rewards.spread, number)
         report = {f"spread_{name}": value for name, value in rewards.spread.items()}
         report |= {f"score_{name}": float(value.mean()) for name, value in rewards.scores.items()}
+        told = informative(rewards.scores, config.spread_floor)
+        advantage = rewards.advantage if told is None else rewards.advantage * told[:, None]
+        report["informative"] = 1.0 if told is None else float(told.float().mean())
         context, actions, samples = self._chunks(state, branches.frames)
-        repeated = optimality(rewards.advantage, config.clip).flatten().repeat_interleave(length)
+        repeated = optimality(advantage, config.clip).repeat_interleave(length, dim=0)
         return Round(number, context, actions, samples, repeated, {**report, "own": float(own)})
 
     def start(self, rng: np.random.Generator, interactions: int) -> tuple[RolloutState, Tensor]:
@@ -130,7 +140,7 @@ class Posttrainer:
         return RolloutState(latents[:, :known], batch[FRAME_ACTION]), latents[:, known:]
 
     def _chunks(self, state: RolloutState, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Every chunk of every candidate (G, K, T, *L) with its own history, candidates in order, then chunks."""
+        """Every chunk of every candidate (G, K, T, *L), own histories before it: (P, K, ...), a group's in a row."""
         world, chunk = self.world, self.world.memory.chunk
         candidates, start = frames.shape[1], state.buffer.shape[1]
         known = state.buffer[:, None].expand(-1, candidates, *state.buffer.shape[1:])
@@ -142,7 +152,10 @@ class Posttrainer:
             context.append(buffer[:, places])
             told.append(torch.cat([actions[:, places], actions[:, length : length + chunk]], dim=1))
             samples.append(world.to_model(buffer[:, length : length + chunk], buffer[:, length - 1]))
-        return tuple(torch.stack(parts, dim=1).flatten(0, 1) for parts in (context, told, samples))  # type: ignore[return-value]
+        return tuple(  # type: ignore[return-value]
+            torch.stack(parts, dim=1).unflatten(0, (-1, candidates)).transpose(1, 2).flatten(0, 1)
+            for parts in (context, told, samples)
+        )
 
     # Guards -------------------------------------------------------------------------------------------------------
 
@@ -176,6 +189,13 @@ class Posttrainer:
                 "stage.lr or raise posttrain.kl"
             )
         return ratio
+
+
+def informative(scores: Mapping[str, Tensor], floor: float) -> Tensor | None:
+    """(G,) True where the candidates' PSNR deviates by `floor` dB or more; None without a PSNR."""
+    if "psnr" not in scores:
+        return None
+    return scores["psnr"].std(1, unbiased=False).mean(-1) >= floor
 
 
 def _with_future(mixture: Any, steps: int, count: int, rng: np.random.Generator) -> np.ndarray:

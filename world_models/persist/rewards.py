@@ -54,7 +54,9 @@ class ImageScore:
 
     @torch.no_grad()
     def __call__(self, frames: Tensor, future: Tensor, weights: Mapping[str, float]) -> GroupRewards:
-        """Latents (G, K, T, *L) and (G, T, *L)."""
-        imagined = self.space.pixels(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        """Latents (G, K, T, *L) and (G, T, *L). Never in bfloat16: SSIM's variances are small differences."""
         valid = torch.ones(future.shape[:2], device=future.device)
-        return group_rewards(clip_scores(self.metrics, imagined, self.space.pixels(future), valid), weights)
+        with torch.autocast(frames.device.type, enabled=False):
+            imagined = self.space.pixels(frames.float().flatten(0, 1)).unflatten(0, frames.shape[:2])
+            scores = clip_scores(self.metrics, imagined, self.space.pixels(future.float()), valid)
+            return group_rewards(scores, weights)

@@ -12,9 +12,10 @@ class PosttrainConfig:
 
     candidates K; contexts: rollout states a round; own: an own rollout of 0 .. own interactions leads to the state;
     lengths: a group's candidates run for min .. max interactions; steps: sampler steps of rollouts; round: training
-    steps a round; batch: chunks a training step draws from the round; accept: a of r's clip; sigma_scale: factor on
-    the sampler's first noise level. weights: of the reward's metrics. old_rate, old_max: old <- d old + (1 - d) new
-    with d = min(old_rate * step, old_max). spread_floor: within-group deviation of PSNR in dB below which it warns.
+    steps a round; batch: chunks a training step draws from the round, all candidates of a group together. clip: a of
+    r's clip. weights: of the reward's metrics. old_rate, old_max: old <- d old + (1 - d) new with
+    d = min(old_rate * step, old_max). spread_floor: within-group deviation of PSNR in dB; a group below it has no say
+    (r = 1/2), a round whose mean is below it is warned about.
     watch: training steps over which the teacher-forced loss is compared with the reference's; tolerance: the relative
     rise that stops training.
     """

@@ -65,7 +65,7 @@ def arguments(nano, folder):
         for key, value in nano.method.items():
             nested = value.items() if isinstance(value, dict) else None
             sizes += [f"policy.method.{key}.{k}={v}" for k, v in nested] if nested else [f"policy.method.{key}={value}"]
-        data = [f"data.sets.libero_demos.path={folder}", "data.sets.libero_demos.source=null"]
+        data = [f"data.sets.libero_demos.path={folder}", "data.sets.libero_demos.source=null", "data.holdout=0"]
         stage_sizes = ["stage.steps=4", "stage.batch_size=6", "stage.warmup=2", "log.every=1"]
         fixed = ["policy=prts_nano", f"stage={stage}", "data=libero_demos", "log.progress=false", "cpu=true"]
         return [*fixed, *sizes, *data, *stage_sizes, f"run={run}", *more]
