@@ -1,7 +1,9 @@
 """Other goals in a task's scene: what the same words-to-action mapping should do when another thing is asked for.
 
 libero_object: each other movable object of the scene into the basket. libero_goal: the goals of the suite's other
-tasks, which share one scene. The order is fixed, so that a number names a goal ("goal:other=2", sim.perturbations).
+tasks, which share one scene. libero_spatial: the scene's second bowl onto the plate, in the words of the task whose
+bowl starts there; the other instructions of that suite name places where a scene has no bowl. The order is fixed, so
+that a number names a goal ("goal:other=2", sim.perturbations).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from sim.tasks import bddl_file, tasks
 
 _OBJECTS = re.compile(r"\(:objects(.*?)\)", re.DOTALL)
 _GOAL = re.compile(r"\(:goal\s*\(And\s*(.*?)\)\s*\)\s*\)?\s*\Z", re.DOTALL | re.IGNORECASE)
+_INIT = re.compile(r"\(:init(.*?)\(:goal", re.DOTALL | re.IGNORECASE)
 _PREDICATE = re.compile(r"\(\s*(\w+)((?:\s+\w+)+)\s*\)")
 
 
@@ -34,7 +37,9 @@ def other_goals(task: Task) -> list[SceneGoal]:
         own = goal_of(task)
         each = [SceneGoal(other.language, goal_of(other)) for other in tasks(task.suite)]
         return [goal for goal in each if goal.predicates != own]
-    raise ValueError(f"other goals are defined for libero_object and libero_goal, got {task.suite}")
+    if task.suite == "libero_spatial":
+        return [_other_bowl(task)]
+    raise ValueError(f"other goals are defined for libero_object, libero_goal and libero_spatial, got {task.suite}")
 
 
 def other_goal(task: Task, number: int) -> SceneGoal:
@@ -66,6 +71,21 @@ def _other_objects(task: Task) -> list[SceneGoal]:
         for name, kind in kinds.items()
         if name not in (own, container)
     ]
+
+
+def _other_bowl(task: Task) -> SceneGoal:
+    ((predicate, own, plate),) = goal_of(task)
+    places = _start(task)
+    (other,) = [name for name in places if name != own and name.startswith(own.rpartition("_")[0])]
+    words = next(each.language for each in tasks(task.suite) if _start(each)[goal_of(each)[0][1]] == places[other])
+    return SceneGoal(words, [[predicate, other, plate]])
+
+
+def _start(task: Task) -> dict[str, str]:
+    """Where the problem file lets each object start."""
+    found = _INIT.search(_text(task.suite, task.index))
+    arguments = [words.split() for _, words in _PREDICATE.findall(found.group(1) if found else "")]
+    return {pair[0]: pair[1] for pair in arguments if len(pair) == 2}
 
 
 @cache

@@ -29,7 +29,7 @@ from embodied.registry import registry
 from embodied.schema import ACTION, STATE, TASK
 
 # Suites in which all tasks share one scene, so that every instruction's objects are there.
-SAME_SCENE = ("libero_goal", "libero_spatial")
+SAME_SCENE = ("libero_goal",)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class ValueConfig:
     stride: int = 4
     wrong: str | None = None
     same_scene: list[str] = field(default_factory=lambda: list(SAME_SCENE))
-    listed: list[str] = field(default_factory=lambda: ["libero_object"])
+    listed: list[str] = field(default_factory=lambda: ["libero_object", "libero_spatial"])
     task_list: str = "sim.tasks.tasks"
     goal_list: str = "sim.goals.other_goals"
     tries: int = 3

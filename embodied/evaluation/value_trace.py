@@ -40,7 +40,7 @@ class ValueTrace:
 
 
 def instructions(own: str, tasks: Sequence[Task], count: int) -> list[str]:
-    """The episode's instruction, and up to `count` of the other tasks'."""
+    """The episode's instruction, and up to `count` of the other tasks' (which may name what its scene has not)."""
     others = [task.language for task in tasks if task.language != own]
     return [own, *list(dict.fromkeys(others))[:count]]
 

@@ -9,7 +9,7 @@ Shapes: B samples, N tokens of a block, U distinct instructions, T tokens of a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from embodied.vision import TowerFeatures, VisionTower
 from policies.layers import FEATURE_SCALE, KeypointReader, StateEncoder
 from policies.prts.attention import ATTENTION, make_plan
 from policies.prts.backbone import Batch, Observed, Words, distinct
+from policies.prts.flow import Guide
 from policies.prts.layout import Layout
 from policies.prts.model import PRTS, PRTSConfig, check_stage
 
@@ -132,6 +133,12 @@ class NanoBackbone(nn.Module):
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
 
+    def with_maps(self, batch: Batch) -> Batch:
+        """The batch with the tower's maps as columns, computed from its images unless they are there."""
+        if all(name in batch for name in self.features.columns):
+            return batch
+        return {**batch, **self.features.maps({key: batch[key] for key in IMAGE_KEYS})}
+
     def map_shapes(self) -> list[Shape]:
         """(C, h, w) of the fine and of the coarse map."""
         tower = self.features.tower
@@ -139,9 +146,7 @@ class NanoBackbone(nn.Module):
 
     def maps(self, batch: Batch) -> dict[str, list[Tensor]]:
         """Each camera's fine and coarse map (B, C, h, w): the batch's columns, else computed from its images."""
-        found: Mapping[str, Any] = batch
-        if not all(name in batch for name in self.features.columns):
-            found = self.features.maps({key: batch[key] for key in IMAGE_KEYS})
+        found = self.with_maps(batch)
         device, strides = self.place.device, sorted(self.features.tower.strides)
         columns = {key: [self.features.column(stride, key) for stride in strides] for key in IMAGE_KEYS}
         return {
@@ -209,6 +214,9 @@ class PRTSNano(PRTS):
 
     def expert_modules(self) -> list[nn.Module]:
         return [*super().expert_modules(), self.focus]
+
+    def predict(self, batch: Batch, noise_BHA: Tensor | None = None, guide: Guide | None = None) -> Tensor:
+        return super().predict(self._nano().with_maps(batch), noise_BHA, guide)  # once for backbone and expert
 
     def look_again(self, batch: Batch, instruction_BD: Tensor) -> Tensor:
         """Keypoint tokens of both cameras (B, 4, D) under what the backbone made of the instruction."""

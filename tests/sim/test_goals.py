@@ -27,8 +27,16 @@ def test_libero_goals_tasks_are_each_others_other_goals() -> None:
     for task in tasks("libero_goal"):
         words = {goal.words for goal in other_goals(task)}
         assert words == {other.language for other in tasks("libero_goal")} - {task.language}
-    with pytest.raises(ValueError, match="defined for libero_object and libero_goal, got libero_spatial"):
-        other_goals(get_task("libero_spatial", 0))
+    with pytest.raises(ValueError, match="libero_goal and libero_spatial, got libero_10"):
+        other_goals(get_task("libero_10", 0))
+
+
+def test_the_second_bowl_is_named_as_the_task_names_it_whose_bowl_starts_there() -> None:
+    found = {task.index: other_goals(task) for task in tasks("libero_spatial")}
+    assert all(len(goals) == 1 for goals in found.values())
+    assert {goals[0].predicates[0][1] for goals in found.values()} == {"akita_black_bowl_2"}
+    languages = [task.language for task in tasks("libero_spatial")]
+    assert [languages.index(found[i][0].words) for i in range(10)] == [1, 6, 8, 9, 9, 3, 7, 9, 1, 7]
 
 
 @pytest.fixture(scope="module")
