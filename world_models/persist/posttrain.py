@@ -152,7 +152,7 @@ class Posttrainer:
             context.append(buffer[:, places])
             told.append(torch.cat([actions[:, places], actions[:, length : length + chunk]], dim=1))
             samples.append(world.to_model(buffer[:, length : length + chunk], buffer[:, length - 1]))
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             torch.stack(parts, dim=1).unflatten(0, (-1, candidates)).transpose(1, 2).flatten(0, 1)
             for parts in (context, told, samples)
         )
