@@ -24,6 +24,7 @@ NAMES = (
     "evaluate",
     "evaluate-world",
     "compare",
+    "ablation",
     "value",
     "serve",
     "node",

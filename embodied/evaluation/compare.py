@@ -97,7 +97,7 @@ def compare_runs(path_a: Path, path_b: Path, config: CompareConfig | None = None
     """Pairs two run folders. ValueError, which says what to do, when they cannot be paired."""
     config = config or CompareConfig()
     a, b = RunFolder(path_a), RunFolder(path_b)
-    notes = _agree(path_a, path_b, a.protocol(), b.protocol())
+    notes = agree(path_a, path_b, a.protocol(), b.protocol())
     records_a, records_b = a.records(), b.records()
     common = _common(path_a, path_b, records_a, records_b, config.only_common)
     errors = [key for key in common if Outcome.ERROR in (records_a[key].outcome, records_b[key].outcome)]
@@ -125,7 +125,7 @@ def compare_runs(path_a: Path, path_b: Path, config: CompareConfig | None = None
     )
 
 
-def _agree(path_a: Path, path_b: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def agree(path_a: Path, path_b: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Refuses protocols that must not differ; returns in words what may."""
     worlds = [{**protocol, "env": {k: v for k, v in protocol["env"].items() if k not in LOOKS}} for protocol in (a, b)]
     refused = [line for key in MUST_MATCH for line in differences(worlds[0][key], worlds[1][key], key)]

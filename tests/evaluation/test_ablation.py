@@ -1,0 +1,107 @@
+"""Arms with several seeds: differences by hand, intervals against what chance alone gives, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embodied.cli.ablation import run as command
+from embodied.evaluation.ablation import AblationConfig, ablation
+from embodied.evaluation.records import Outcome, Record, RunFolder
+from embodied.protocols import Episode
+
+
+def evaluation(
+    path: Path, outcomes: dict[int, list[bool | None]], suite: str = "points", perturbation: str = "none", **protocol
+) -> str:
+    """A run with outcomes by task; None is a simulator error."""
+    folder = RunFolder(path)
+    shared = {"env": {"suite": suite}, "max_steps": {"0": 40}, "simulator": {"mujoco": "1"}, "executed": 4}
+    path.mkdir(parents=True, exist_ok=True)
+    folder.write_protocol({**shared, **protocol})
+    for task, row in outcomes.items():
+        for trial, success in enumerate(row):
+            kind = Outcome.ERROR if success is None else Outcome.SUCCESS if success else Outcome.FAILURE
+            episode = Episode(suite, task, trial, trial, perturbation)
+            folder.append(Record(episode, f"t{task}", f"go {task}", kind, 5, 40, "p", "d", 4), None)
+    return str(path)
+
+
+def test_differences_by_hand_tasks_weigh_the_same(tmp_path):
+    a = [
+        evaluation(tmp_path / "a0", {0: [True, True, False, False], 1: [True]}),
+        evaluation(tmp_path / "a1", {0: [True, True, True, False], 1: [True]}),
+    ]
+    b = [evaluation(tmp_path / "b0", {0: [False] * 4, 1: [True]})]
+    (found,) = ablation(AblationConfig({"b": b, "a": a}, samples=500))
+    assert (found.arm, found.against, found.group) == ("a", "b", ("points", "none"))
+    assert found.rate == pytest.approx((5 / 8 + 1) / 2)
+    assert found.rate_against == pytest.approx((0 + 1) / 2)
+    assert found.value == pytest.approx(5 / 16)
+    assert (found.seeds, found.episodes) == ((2, 1), 5)
+    assert found.interval.low < 5 / 16 < found.interval.high
+    assert found.figure().name == "ablation.a_over_b.points"
+
+
+def test_errors_and_episodes_that_a_run_lacks_are_left_out_for_all(tmp_path):
+    a = [evaluation(tmp_path / "a", {0: [True, None, True]})]
+    b = [evaluation(tmp_path / "b", {0: [False, False]})]
+    (found,) = ablation(AblationConfig({"b": b, "a": a}, samples=10))
+    assert found.episodes == 1
+    assert found.value == 1.0
+
+
+def test_a_seed_may_have_several_runs_and_groups_are_kept_apart(tmp_path):
+    def seed(name: str, plain: bool, changed: bool) -> list[str]:
+        return [
+            evaluation(tmp_path / f"{name}p", {0: [plain] * 3}),
+            evaluation(tmp_path / f"{name}c", {0: [changed] * 3}, perturbation="goal:other=2"),
+        ]
+
+    arms = {"without": [seed("x", True, False)], "with": [seed("y", True, True)]}
+    found = {difference.figure().name: difference.value for difference in ablation(AblationConfig(arms, samples=10))}
+    assert found == {
+        "ablation.with_over_without.points": 0.0,
+        "ablation.with_over_without.points.goal_other_2": 1.0,
+    }
+
+
+def test_the_interval_covers_both_sources_of_chance(tmp_path):
+    """Two arms of one kind: seeds differ by chance as much as they do, and the interval has to hold zero."""
+    rng = np.random.default_rng(0)
+    covered, wider = 0, []
+    for draw in range(12):
+        arms = {}
+        for arm in ("a", "b"):
+            rates = np.clip(0.6 + 0.15 * rng.standard_normal(4), 0, 1)
+            arms[arm] = [
+                evaluation(tmp_path / f"{draw}{arm}{i}", {t: (rng.random(8) < rate).tolist() for t in range(3)})
+                for i, rate in enumerate(rates)
+            ]
+        (found,) = ablation(AblationConfig(arms, samples=300))
+        covered += found.interval.low <= 0 <= found.interval.high
+        wider.append(found.interval.high - found.interval.low)
+    assert covered >= 9
+    assert 0.15 < np.mean(wider) < 0.6
+
+
+def test_runs_of_other_worlds_and_single_arms_are_refused(tmp_path):
+    a, b = evaluation(tmp_path / "a", {0: [True]}), evaluation(tmp_path / "b", {0: [True]}, max_steps={"0": 50})
+    with pytest.raises(ValueError, match="max_steps"):
+        ablation(AblationConfig({"a": [a], "b": [b]}))
+    with pytest.raises(ValueError, match="two arms or more"):
+        ablation(AblationConfig({"a": [a]}))
+    other = evaluation(tmp_path / "c", {0: [True]}, suite="elsewhere")
+    with pytest.raises(ValueError, match="share no episode"):
+        ablation(AblationConfig({"a": [a], "c": [other]}))
+
+
+def test_the_command_writes_figures(tmp_path, capsys):
+    a, b = (evaluation(tmp_path / name, {0: [name == "a"] * 2}) for name in ("a", "b"))
+    assert command([f"arms={{b: ['{b}'], a: [['{a}']]}}", f"out={tmp_path / 'figures.json'}", "samples=10"]) == 0
+    content = json.loads((tmp_path / "figures.json").read_text())
+    assert content["ablation.a_over_b.points"]["value"] == 1.0
+    assert "ablation.a_over_b.points" in capsys.readouterr().out
