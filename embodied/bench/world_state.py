@@ -23,6 +23,7 @@ from embodied.evaluation.world_statistics import bootstrap_mean_of
 from embodied.io import read_lines
 from embodied.schema import STATE
 
+MORE_SEED = 1000
 BRANCHES = ("base", "contrastive", "teacher_forcing", "history_noise")
 
 
@@ -96,7 +97,9 @@ class WorldStateBench:
         if is_cache(Path(s["cache"])):
             data.append(f"data.sets.{s['data']}.source=null")
         quiet = ["log.every=20", "log.progress=false", "evaluate_every=0", "validation_batches=1", "keep=1"]
-        length = [f"stage.batch_size={batch_size}", f"seed={seed}", "threads=1", "cpu=true", "checkpoint_every=100000"]
+        drawn = seed if run.name == "base" else MORE_SEED + seed  # going on should not see base's first batches again
+        length = [f"stage.batch_size={batch_size}", f"seed={drawn}", f"data.split_seed={seed}", "threads=1", "cpu=true"]
+        length.append("checkpoint_every=100000")
         train([*words, *data, *quiet, *length, f"run={run}"])
 
     def _measure(self, run: Path, seed: int) -> dict[str, np.ndarray]:
