@@ -8,7 +8,8 @@ and under wrong ones. Frames whose chunk would leave the episode are left out. F
 - slope_median: over episodes, slope of the right value against steps to go, divided by log gamma: 1 is calibrated;
 - baselines: "time" (value = frame number) and "no_language" (mean over the instructions tried): both have AUC 0.5, so
   what exceeds them is due to the instruction;
-- failures, where the data has some: the share whose last value lies below the successes' 10th percentile.
+- failures, where the data has some: the median of their last values and the successes' 10th percentile; rollout.*: the
+  same of the policy's own episodes, from evaluations that traced its value (`values=0`).
 
 Shapes: F frames of an episode, W instructions tried (the right one first).
 """
@@ -25,6 +26,7 @@ import numpy as np
 
 from embodied.data.cache import FrameCache
 from embodied.data.windows import WindowConfig, Windows, split_episodes
+from embodied.evaluation.records import Outcome, RunFolder
 from embodied.registry import registry
 from embodied.schema import ACTION, STATE, TASK
 
@@ -47,6 +49,7 @@ class ValueConfig:
     seed: int = 0
     limit_per_task: int | None = None
     suites: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)  # evaluations of this policy with values=N
     stride: int = 4
     wrong: str | None = None
     same_scene: list[str] = field(default_factory=lambda: list(SAME_SCENE))
@@ -189,6 +192,31 @@ def value_figures(curves: Sequence[Curve], gamma: float | None = None) -> dict[s
         figures["failures"] = float(len(failed))
         figures["failures.end_median"] = float(np.median(failed))
         figures["successes.end_p10"] = float(np.percentile(ends, 10))
+    return figures
+
+
+def rollout_figures(folders: Sequence[RunFolder]) -> dict[str, float]:
+    """Last values of the policy's own episodes, failures against successes. ValueError for a run without traces."""
+    ends: dict[bool, list[float]] = {True: [], False: []}
+    for folder in folders:
+        for record in folder.records().values():
+            trace = None if record.outcome is Outcome.ERROR else folder.trajectory(record.episode).trace
+            if trace is not None and trace.values:
+                ends[record.success].append(trace.values[-1][0])
+    if not ends[True]:
+        raise ValueError(
+            f"runs={[str(folder.path) for folder in folders]} should hold successes with the policy's value: "
+            "evaluate with values=0"
+        )
+    figures = {
+        "rollout.successes": float(len(ends[True])),
+        "rollout.failures": float(len(ends[False])),
+        "rollout.successes.end_median": float(np.median(ends[True])),
+        "rollout.successes.end_p10": float(np.percentile(ends[True], 10)),
+    }
+    if ends[False]:
+        figures["rollout.failures.end_median"] = float(np.median(ends[False]))
+        figures["rollout.auc_success"] = auc(np.array(ends[True]), np.array(ends[False]))
     return figures
 
 

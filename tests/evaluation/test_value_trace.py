@@ -12,6 +12,7 @@ import pytest
 from embodied.evaluation.evaluate import evaluate, report_run
 from embodied.evaluation.records import RunFolder
 from embodied.evaluation.report import write_report
+from embodied.evaluation.value import rollout_figures
 from embodied.evaluation.value_trace import ValueTrace, draw, instructions
 
 
@@ -56,6 +57,24 @@ def test_the_page_draws_a_curve_an_instruction_under_each_video(pool, settings, 
     assert page.count('<svg class="value"') == drawn
     assert page.count('class="own"') == drawn
     assert page.count("<title>move to goal") == 3 * drawn
+
+
+def test_last_values_of_rollouts_tell_failures_from_successes(pool, settings):
+    """Some of the point mass's episodes are cut short: their last value is lower than any success's."""
+    evaluate(replace(settings, values=0, max_steps=5), Valued(), pool=pool)
+    folder = RunFolder(Path(settings.run))
+    records = folder.records().values()
+    ends = {r.key: folder.trajectory(r.episode).trace.values[-1][0] for r in records}
+    good, bad = ([ends[r.key] for r in records if r.success is kind] for kind in (True, False))
+    assert good
+    assert bad
+    figures = rollout_figures([folder])
+    assert (figures["rollout.successes"], figures["rollout.failures"]) == (len(good), len(bad))
+    assert figures["rollout.failures.end_median"] == pytest.approx(np.median(bad))
+    assert figures["rollout.successes.end_p10"] == pytest.approx(np.percentile(good, 10))
+    assert figures["rollout.auc_success"] == np.mean([g > b for g in good for b in bad])
+    with pytest.raises(ValueError, match="evaluate with values=0"):
+        rollout_figures([])
 
 
 def test_curves_span_the_drawing_and_the_episodes_own_comes_last():
