@@ -96,10 +96,11 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     return Checkpoint(model, pipeline, config, digest(folder))
 
 
-def export_checkpoint(path: str | Path, out: Path, dtype: torch.dtype) -> Path:
+def export_checkpoint(path: str | Path, out: Path, dtype: torch.dtype, change: Mapping[str, Any] | None = None) -> Path:
     """A checkpoint to publish: no training state, its parameters (buffers stay) in `dtype`. Returns the source folder.
 
-    ValueError when `out` exists already, or `path` is no checkpoint.
+    change: settings of the model that take another value, as of its sampler. ValueError when `out` exists already, or
+    `path` is no checkpoint.
     """
     if out.exists():
         raise ValueError(f"out={out} exists already: choose another folder or remove it")
@@ -109,9 +110,27 @@ def export_checkpoint(path: str | Path, out: Path, dtype: torch.dtype) -> Path:
     weights = {
         key: _stored(value, dtype if key in parameters else None) for key, value in loaded.model.state_dict().items()
     }
+    model = loaded.model
+    if change:
+        model = build_model(merged_settings(loaded.config["model"], change))
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(out, loaded.model, loaded.pipeline, weights=weights, info=loaded.config["info"])
+    save_checkpoint(out, model, loaded.pipeline, weights=weights, info=loaded.config["info"])
     return source
+
+
+def merged_settings(settings: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some of them replaced, level by level. ValueError for a key that they do not have."""
+    unknown = [key for key in change if key not in settings]
+    if unknown:
+        raise ValueError(
+            f"change should name settings of the checkpoint, got {unknown[0]!r}: one of {sorted(settings)}"
+        )
+    return {
+        key: merged_settings(value, change[key])
+        if isinstance(value, Mapping) and isinstance(change.get(key), Mapping)
+        else change.get(key, value)
+        for key, value in settings.items()
+    }
 
 
 def load_policy(path: str | Path, replan: int = 5, device: str = "cpu", name: str | None = None) -> Policy:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import embodied.checkpoint as checkpoint
 from embodied.checkpoint import export_checkpoint, list_steps, load_checkpoint, load_policy, save_checkpoint
+from embodied.cli.export import run as export
 from embodied.protocols import Policy
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, TASK
 from embodied.transforms import Pipeline
@@ -106,6 +107,19 @@ def test_export_leaves_buffers_as_they_are(tmp_path):
     save_checkpoint(tmp_path / "world", model, Pipeline([], {}))
     export_checkpoint(tmp_path / "world", tmp_path / "half", torch.bfloat16)
     assert torch.equal(load_checkpoint(tmp_path / "half").model.scale, model.scale)
+
+
+def test_export_changes_settings_that_exist(tmp_path, capsys):
+    model = PersistState(state={"width": 16, "depth": 1}, edm={"steps": 9})
+    save_checkpoint(tmp_path / "world", model, Pipeline([], {}))
+    words = [f"path={tmp_path / 'world'}", f"out={tmp_path / 'fast'}", "dtype=fp32"]
+    assert export([*words, "change={edm: {steps: 3}}"]) == 0
+    fast = load_checkpoint(tmp_path / "fast").model
+    assert (fast.edm.steps, fast.edm.sigma_max, fast.state.width) == (3, model.edm.sigma_max, 16)
+    assert torch.equal(fast.network.enter.weight, model.network.enter.weight)
+    with pytest.raises(ValueError, match="got 'stebs'"):
+        export([words[0], f"out={tmp_path / 'other'}", "change={edm: {stebs: 3}}"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_digest_names_weights_and_configuration(original, folder):

@@ -19,6 +19,7 @@ from embodied.checkpoint import (
     inside,
     list_steps,
     load_weights,
+    merged_settings,
     read_json,
     resolve_checkpoint,
 )
@@ -213,22 +214,7 @@ def _model_settings(config: TrainConfig) -> tuple[dict[str, Any], str | None]:
         return dict(given[0]), None
     start = str(given[0]["checkpoint"])
     earlier = dict(read_json(resolve_checkpoint(Path(start)), CONFIG)["model"])
-    return _merged(earlier, given[0].get("change") or {}), start
-
-
-def _merged(settings: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with some of them replaced, level by level. ValueError for a key that they do not have."""
-    unknown = [key for key in change if key not in settings]
-    if unknown:
-        raise ValueError(
-            f"change should name settings of the checkpoint, got {unknown[0]!r}: one of {sorted(settings)}"
-        )
-    return {
-        key: _merged(value, change[key])
-        if isinstance(value, Mapping) and isinstance(change.get(key), Mapping)
-        else change.get(key, value)
-        for key, value in settings.items()
-    }
+    return merged_settings(earlier, given[0].get("change") or {}), start
 
 
 def _split(
