@@ -9,7 +9,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +57,11 @@ def to_dataclass(config: DictConfig) -> Any:
 
 def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     message = _first_line(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} cannot be read ({message}): put values that hold = or : in double quotes "
+            """and the whole in single ones, as in 'perturbations=["goal:other=1"]'"""
+        )
     keys = sorted(set(_known_keys(name, overrides)))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]

@@ -53,6 +53,8 @@ def test_unknown_group_option_names_the_nearest() -> None:
 def test_wrong_type_says_what_was_expected() -> None:
     with pytest.raises(ConfigError, match=r"(?i)'many'.*int"):
         compose_config("evaluate", ["workers=many"])
+    with pytest.raises(ConfigError, match=r"\[goal:other=1\]' cannot be read .* in double quotes"):
+        compose_config("evaluate", ["policy=checkpoint", "policy.path=x", "perturbations=[goal:other=1]"])
 
 
 def test_configs_are_read_only() -> None:
