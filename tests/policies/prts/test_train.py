@@ -98,7 +98,10 @@ def test_post_training_starts_from_a_checkpoint_and_keeps_its_tokenizer_and_head
     same = {key for key, value in before.items() if torch.equal(value, after[key])}
     assert {key for key in before if key.startswith("crl.")} <= same
     assert not any(key.startswith("expert.blocks") and "modulate" in key for key in same)
-    assert "backbone.word.0.weight" not in same
+    assert {key for key in before if key.startswith(("backbone.", "phi_token", "psi_token"))} <= same
+    moving = ["policy.method.train_backbone=true", f"stage.init={tmp_path / 'pre'}"]
+    train(arguments("posttrain", tmp_path / "moving", *moving))
+    assert not torch.equal(weights(tmp_path / "moving")["backbone.word.0.weight"], before["backbone.word.0.weight"])
     pre, post = (load_checkpoint(tmp_path / run).config["model"] for run in ("pre", "post"))
     assert pre["fast"] == post["fast"]
     assert (pre["method"]["head"], post["method"]["head"]) == ("fast", "flow")
