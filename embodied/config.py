@@ -41,6 +41,12 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
+def adding(overrides: Sequence[str], *keys: str) -> list[str]:
+    """Overrides in which `keys`, mappings without fixed names, take new ones: Hydra wants that said."""
+    starts = tuple(key + end for key in keys for end in ("=", "."))
+    return [f"++{word}" if word.startswith(starts) else word for word in overrides]
+
+
 def to_container(config: DictConfig) -> dict[str, Any]:
     """A plain dict. ConfigError names the first key that still needs a value."""
     missing = sorted(OmegaConf.missing_keys(config))

@@ -27,11 +27,10 @@ def register(registry: Registry) -> None:
 
 def run(arguments: list[str]) -> int:
     from embodied.bench.figures import table, write_figures
-    from embodied.config import compose_config, to_dataclass
+    from embodied.config import adding, compose_config, to_dataclass
     from embodied.evaluation.ablation import ablation
 
-    words = [f"++{word}" if word.startswith(("arms=", "arms.")) else word for word in arguments]
-    config = to_dataclass(compose_config("ablation", words))
+    config = to_dataclass(compose_config("ablation", adding(arguments, "arms")))
     figures = [difference.figure() for difference in ablation(config)]
     print(table(figures))
     if config.out is not None:

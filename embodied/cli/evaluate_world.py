@@ -32,12 +32,12 @@ def register(registry: Registry) -> None:
 
 def run(arguments: list[str]) -> int:
     from embodied.bench.figures import write_figures
-    from embodied.config import compose_config, to_dataclass
+    from embodied.config import adding, compose_config, to_dataclass
     from embodied.evaluation.world import evaluate_world
 
     out = [word.partition("=")[2] for word in arguments if word.startswith("out=")]
     words = [word for word in arguments if not word.startswith("out=")]
-    config = to_dataclass(compose_config("evaluate_world", [_added(word) for word in words]))
+    config = to_dataclass(compose_config("evaluate_world", adding(words, "models", "policies")))
     command = shlex.join(["embodied", "evaluate-world", *arguments])
     figures: list[Any] = []
     report: Path | None = None
@@ -66,8 +66,3 @@ def _policies(config: Any) -> tuple[list[Any], Path]:
     head = "<!doctype html><html lang=en><meta charset=utf-8><title>Policies</title>"
     write_atomic(folder / "policies.html", f"{head}{plot}<pre>{table(figures)}</pre></html>".encode())
     return figures, folder / "policies.html"
-
-
-def _added(word: str) -> str:
-    """`models` and `policies` take new names: Hydra wants that said."""
-    return f"++{word}" if word.startswith(("models.", "models=", "policies.", "policies=")) else word

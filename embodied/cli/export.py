@@ -48,10 +48,9 @@ def run(arguments: list[str]) -> int:
     import torch
 
     from embodied.checkpoint import MODEL_FILE, export_checkpoint
-    from embodied.config import compose_config, to_dataclass
+    from embodied.config import adding, compose_config, to_dataclass
 
-    words = [f"++{word}" if word.startswith(("change=", "change.")) else word for word in arguments]
-    config = to_dataclass(compose_config("export", words))
+    config = to_dataclass(compose_config("export", adding(arguments, "change")))
     out = Path(config.out)
     source = export_checkpoint(config.path, out, getattr(torch, config.dtype.value), config.change)
     print(f"{source} -> {out}, {(out / MODEL_FILE).stat().st_size / 1e6:.1f} MB")

@@ -20,7 +20,8 @@ import numpy as np
 from embodied.bench.figures import Figure
 from embodied.evaluation.compare import agree
 from embodied.evaluation.records import Outcome, Record, RunFolder
-from embodied.evaluation.statistics import SAMPLES, Interval
+from embodied.evaluation.results import group_key
+from embodied.evaluation.statistics import SAMPLES, Interval, percentiles
 
 Group = tuple[str, str]  # suite and perturbation
 
@@ -53,14 +54,12 @@ class Difference:
         return self.rate - self.rate_against
 
     def figure(self) -> Figure:
-        suite, perturbation = self.group
-        kind = "" if perturbation == "none" else "." + "".join(c if c.isalnum() else "_" for c in perturbation)
         note = (
             f"95% {self.interval.low:+.3f} to {self.interval.high:+.3f} (bootstrap over seeds and episodes); "
             f"{self.rate:.3f} against {self.rate_against:.3f}; {self.seeds[0]} and {self.seeds[1]} training seeds, "
             f"{self.episodes} episodes each"
         )
-        name = f"ablation.{self.arm}_over_{self.against}.{suite}{kind}"
+        name = f"ablation.{self.arm}_over_{self.against}.{group_key(*self.group)}"
         return Figure(name, self.value, "difference of share", self.rate_against, note)
 
 
@@ -101,8 +100,7 @@ def _bootstrap(a_SE: np.ndarray, b_SE: np.ndarray, tasks: Sequence[str], samples
         a_E, b_E = (arm[rng.integers(len(arm), size=len(arm))].mean(0) for arm in (a_SE, b_SE))
         gap_E = a_E - b_E
         draws[i] = np.mean([gap_E[place[rng.integers(len(place), size=len(place))]].mean() for place in places])
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(float(low), float(high))
+    return percentiles(draws, 0.95)
 
 
 def _task_weights(tasks: Sequence[str]) -> np.ndarray:

@@ -8,7 +8,6 @@ Shapes: T frames at the model's rate, S control steps, H W pixels.
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from embodied.data.resize import resize_frames
 from embodied.evaluation.records import Record, RunFolder
 from embodied.evaluation.report import Section
-from embodied.evaluation.videos import REPLAYER_TARGET, choose, write_mp4
+from embodied.evaluation.videos import REPLAYER_TARGET, choose, embedded, write_mp4
+from embodied.evaluation.world_metrics import pixels, psnr
 from embodied.schema import STATE
 from embodied.workers import WorkerPool
 
@@ -79,10 +80,9 @@ def _scores(truth: Mapping[str, np.ndarray], imagined: Mapping[str, np.ndarray])
     """PSNR (dB) of the imagined frames and of the first frame, means over frames and cameras."""
     found: list[list[float]] = [[], []]
     for key, images in imagined.items():
-        true = resize_frames(truth[key], images.shape[1:3]).astype(np.float64)
-        for values, shown in zip(found, (images, np.broadcast_to(true[:1], images.shape)), strict=True):
-            error = np.square(shown - true[1:]).mean((1, 2, 3)).clip(min=1e-2)
-            values += (10 * np.log10(255**2 / error)).tolist()
+        true, shown = (torch.from_numpy(x) for x in (resize_frames(truth[key], images.shape[1:3]), np.array(images)))
+        for values, frames in zip(found, (shown, true[:1].expand_as(shown)), strict=True):
+            values += psnr(pixels(frames), pixels(true[1:])).tolist()
     return float(np.mean(found[0])), float(np.mean(found[1]))
 
 
@@ -90,7 +90,7 @@ def section(clips: Sequence[ImaginedClip], name: str) -> Section:
     """The part of a report that shows them."""
     figures = "".join(
         f'<figure class="panel"><video style="aspect-ratio:1" controls loop muted playsinline preload="auto" '
-        f'src="data:video/mp4;base64,{base64.b64encode(clip.path.read_bytes()).decode()}"></video><figcaption>'
+        f'src="{embedded(clip.path)}"></video><figcaption>'
         f"{html.escape(clip.record.words)}<div class=meta>PSNR {clip.psnr:.1f} dB; the first frame, held still, "
         f"{clip.still:.1f} dB</div></figcaption></figure>"
         for clip in clips

@@ -7,7 +7,6 @@ Other commands add their own sections; a section's `html` is trusted, everything
 
 from __future__ import annotations
 
-import base64
 import os
 import platform
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 from embodied.evaluation.records import Outcome, Record, RunFolder
 from embodied.evaluation.summary import SuiteSummary, Summary, Tally
 from embodied.evaluation.value_trace import draw
-from embodied.evaluation.videos import Clip
+from embodied.evaluation.videos import Clip, embedded
 from embodied.io import write_atomic, write_json
 
 TEMPLATE = "report.html.j2"
@@ -188,7 +187,7 @@ def _gallery(run: ReportRun) -> list[dict[str, Any]]:
         {
             "record": records[clip.key],
             "exact": clip.exact,
-            "video": _embedded(run.folder.path / clip.file),
+            "video": embedded(run.folder.path / clip.file),
             "curves": _curves(run.folder, records[clip.key]),
         }
         for clip in run.clips
@@ -199,10 +198,6 @@ def _gallery(run: ReportRun) -> list[dict[str, Any]]:
 def _curves(folder: RunFolder, record: Record) -> list[dict[str, str]]:
     trace = folder.trajectory(record.episode).trace
     return [] if trace is None else draw(trace, record.steps)
-
-
-def _embedded(path: Path) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _details(run: ReportRun) -> list[tuple[str, str]]:

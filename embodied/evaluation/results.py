@@ -74,7 +74,10 @@ def _summary(run: Path) -> Summary:
 def success_figures(summaries: Sequence[Summary]) -> list[Figure]:
     """success.SUITE for every suite and, for several, success.meanN: the mean of the suites' task means."""
     suites = [suite for summary in summaries for suite in summary.suites]
-    figures = [Figure(f"success.{_key(suite)}", _share(suite), "share", None, _note(suite)) for suite in suites]
+    figures = [
+        Figure(f"success.{group_key(suite.suite, suite.perturbation)}", _share(suite), "share", None, _note(suite))
+        for suite in suites
+    ]
     if len(suites) > 1:
         mean = sum(_share(suite) for suite in suites) / len(suites)
         counts = {
@@ -86,12 +89,9 @@ def success_figures(summaries: Sequence[Summary]) -> list[Figure]:
     return figures
 
 
-def _key(suite: SuiteSummary) -> str:
-    return (
-        suite.suite
-        if suite.perturbation == "none"
-        else f"{suite.suite}.{re.sub(r'[^0-9a-zA-Z]+', '_', suite.perturbation)}"
-    )
+def group_key(suite: str, perturbation: str) -> str:
+    """A suite under a perturbation in a figure's name."""
+    return suite if perturbation == "none" else f"{suite}.{re.sub(r'[^0-9a-zA-Z]+', '_', perturbation)}"
 
 
 def _share(suite: SuiteSummary) -> float:

@@ -72,7 +72,7 @@ def bootstrap_mean(
         return Interval(0.0, 1.0, confidence)
     rng = np.random.default_rng(seed)
     rates = [rng.binomial(n, k / n, samples) / n for k, n in filled]
-    return _percentiles(np.mean(rates, axis=0), confidence)
+    return percentiles(np.mean(rates, axis=0), confidence)
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -130,7 +130,7 @@ def bootstrap_difference(
         cells = np.array([paired.only_a, paired.only_b, paired.both + paired.neither])
         drawn = rng.multinomial(paired.pairs, cells / paired.pairs, samples)
         differences.append((drawn[:, 1] - drawn[:, 0]) / paired.pairs)
-    return _percentiles(np.mean(differences, axis=0), confidence)
+    return percentiles(np.mean(differences, axis=0), confidence)
 
 
 def pair(a: Sequence[bool], b: Sequence[bool]) -> Paired:
@@ -141,7 +141,8 @@ def pair(a: Sequence[bool], b: Sequence[bool]) -> Paired:
     return Paired(*(joint.count(cell) for cell in ((True, True), (True, False), (False, True), (False, False))))
 
 
-def _percentiles(draws: np.ndarray, confidence: float) -> Interval:
+def percentiles(draws: np.ndarray, confidence: float) -> Interval:
+    """The interval that holds the middle `confidence` of bootstrap draws."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high), confidence)
 

@@ -46,9 +46,9 @@ def instructions(own: str, tasks: Sequence[Task], count: int) -> list[str]:
 
 
 def values_of(policy: Any, observation: Mapping[str, Any], chunks: np.ndarray, words: Sequence[str]) -> list[float]:
-    """(W) values of one observation's chunk (1, H, A), in one batch."""
+    """(W) values of one observation's (its words aside) chunk (1, H, A), in one batch."""
     count = len(words)
-    repeated = {key: np.repeat(value, count, axis=0) for key, value in observation.items() if key != TASK}
+    repeated = {key: np.repeat(value, count, axis=0) for key, value in observation.items()}
     values = policy.value({**repeated, TASK: list(words)}, np.repeat(chunks, count, axis=0), list(words))
     return [float(value) for value in values]
 

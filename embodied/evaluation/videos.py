@@ -6,6 +6,7 @@ written whole or not at all, so rendering resumes where it was killed.
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,11 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     encode_video(frames, temporary, round(fps), VideoSettings(VideoCodec.h264, crf=25, gop=40))
     write_atomic(path, temporary.read_bytes())
     temporary.unlink()
+
+
+def embedded(path: Path) -> str:
+    """A video as a page holds it within itself."""
+    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def choose(records: Sequence[Record], count: int) -> list[Record]:

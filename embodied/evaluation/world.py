@@ -21,7 +21,7 @@ from torch import Tensor
 from embodied.checkpoint import load_checkpoint
 from embodied.data.cache import FrameCache
 from embodied.evaluation.world_clips import Clip, ClipConfig, Imagining, in_batches, list_clips, read_clips, stream
-from embodied.evaluation.world_metrics import FrameMetrics, moving, psnr
+from embodied.evaluation.world_metrics import FrameMetrics, moving, pixels, psnr
 from embodied.io import append_line, read_lines, write_json
 from embodied.paths import new_run_folder
 
@@ -179,7 +179,7 @@ def score_frames(
     inside = torch.from_numpy(np.asarray(valid))
     for camera, value in truth.items():
         shape = value.shape[:2]
-        a, b, first = (_pixels(x).flatten(0, 1) for x in (imagined[camera], value, start[camera].expand_as(value)))
+        a, b, first = (pixels(x).flatten(0, 1) for x in (imagined[camera], value, start[camera].expand_as(value)))
         scores = {name: found.view(shape).cpu() for name, found in metrics(a, b).items()}
         mask = moving(b, first)
         moved = psnr(a, b, mask).view(shape).cpu()
@@ -195,11 +195,6 @@ def _by_interaction(values_BT: Tensor, valid_BT: Tensor, chunk: int) -> Tensor:
     """(B, I) means over valid frames, NaN where there is none."""
     masked = torch.where(valid_BT, values_BT.double(), torch.nan)
     return masked.unflatten(1, (-1, chunk)).nanmean(2)
-
-
-def _pixels(images: Tensor) -> Tensor:
-    """(B, T, H, W, 3) uint8 -> (B, T, 3, H, W) in [-1, 1]."""
-    return images.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
 
 def _writable(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:

@@ -16,6 +16,11 @@ LOWER_IS_BETTER = ("lpips", "lite0_distance")
 PSNR_LIMIT = 60.0  # of equal images
 
 
+def pixels(images: Tensor) -> Tensor:
+    """Images (..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1]."""
+    return images.movedim(-1, -3).float() / 127.5 - 1
+
+
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """dB, of a range of 1; 60 for equal images. mask (N, H, W): only where it is true, 60 where it is nowhere."""
     square = ((a - b) / 2).square().mean(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embodied.evaluation.videos import write_mp4
+from embodied.evaluation.videos import embedded, write_mp4
 from embodied.evaluation.world_clips import Clip, Imagining, read_clips, stream
 from embodied.evaluation.world_summary import WorldSummary, short
 from embodied.io import write_atomic
@@ -43,7 +42,7 @@ def write_world_report(
         "<h2>Over the rollout, closed loop</h2>",
         *[_plot(summary, metric, camera) for metric in summary.metrics for camera in summary.cameras],
         f"<h2>Rollouts</h2><p>{html.escape(names)}</p>" if videos else "",
-        *[f'<figure><video controls loop muted src="{_embedded(path)}"></video></figure>' for path in videos],
+        *[f'<figure><video controls loop muted src="{embedded(path)}"></video></figure>' for path in videos],
         f"<h2>Command</h2><pre>{html.escape(command)}</pre>",
     ]
     body = f"<main>{''.join(parts)}</main>"
@@ -125,7 +124,3 @@ def _video(folder: Path, clip: Clip, worlds: Mapping[str, Imagining], cache: Any
 def _stack(frames: Mapping[str, Any]) -> np.ndarray:
     """Cameras (1, T, H, W, 3) above each other: (T, V * H, W, 3)."""
     return np.concatenate([value[0].cpu().numpy() for value in frames.values()], axis=1)
-
-
-def _embedded(path: Path) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
