@@ -14,6 +14,7 @@ IMAGE_KEYS = (IMAGE, WRIST_IMAGE)
 STATE = "observation.state"
 ACTION = "action"
 EXECUTED_ACTION = "executed_action"  # must not *start* with "action": LeRobot would make it a policy output
+IMAGE_AGE = "image_age"
 TASK = "task"
 
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper_left", "gripper_right")
@@ -67,6 +68,15 @@ FEATURES: dict[str, Feature] = {
             "as action",
             "as action",
             "what the simulator or robot was given, execution noise included",
+        ),
+        Feature(
+            IMAGE_AGE,
+            "float32",
+            (1,),
+            (IMAGE_AGE,),
+            "control steps",
+            "",
+            "since this row's images were taken; only in data sets that are not rendered at every step",
         ),
         Feature(TASK, "str", (), None, "", "", "the instruction in natural language"),
     )

@@ -63,7 +63,7 @@ def collect(config: CollectConfig) -> Collected:
             raise ValueError(
                 f"{out} holds {len(lines)} records and none to render: collect more, or add keep_failures=true"
             )
-        layout = simulation_layout(config.size, VideoSettings(codec=config.codec, crf=config.crf))
+        layout = simulation_layout(config.size, VideoSettings(codec=config.codec, crf=config.crf), config.image_every)
         with EpisodeWriter.open(out, layout) as writer:
             errors += render_all(
                 chosen, folder, writer, pool, config.env, attempts=config.attempts, tolerance=config.tolerance

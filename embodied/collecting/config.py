@@ -49,6 +49,10 @@ class CollectConfig:
     `noise`: standard deviation of the execution noise on translations (a third of it on rotations) in units of the
     action. `attempts`: how often an episode whose worker crashed or hung is tried. `tolerance`: how far a replay may
     be from the recorded states; 0 asks for equality of every bit.
+
+    `image_every`: cameras are rendered before every so many-th action only, and the last picture stands in between; the
+    column `image_age` says how many steps old a row's pictures are. Rendering is nearly all of a collection's cost, and
+    neighbouring frames say nearly the same: more episodes for the same time.
     """
 
     env: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +75,7 @@ class CollectConfig:
     render_from: str | None = None
     keep_failures: bool = False
     size: int = 128
+    image_every: int = 1
     codec: VideoCodec = VideoCodec.av1
     crf: int = 30
     tolerance: float = 0.0

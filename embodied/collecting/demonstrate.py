@@ -15,7 +15,7 @@ from embodied.data.lerobot_layout import Layout
 from embodied.data.lerobot_writer import EncodedEpisode, encode_episode
 from embodied.evaluation.versions import SIMULATOR, versions
 from embodied.protocols import Episode, Expert, Policy, SimEnv
-from embodied.schema import ACTION, ACTION_DIM, EXECUTED_ACTION, STATE, STATE_DIM, TASK
+from embodied.schema import ACTION, ACTION_DIM, EXECUTED_ACTION, IMAGE_AGE, STATE, STATE_DIM, TASK
 
 NOISE_SHAPE = np.array([1, 1, 1, 1 / 3, 1 / 3, 1 / 3, 0])  # translations, rotations, gripper
 STATE_ROUNDING = 1e-6  # between two ways to compute the same float32 proprioception
@@ -86,24 +86,29 @@ class Demonstrator:
     def render(
         self, env: SimEnv, records: RecordFolder, line: EpisodeLine, layout: Layout, folder: Path, tolerance: float
     ) -> EncodedEpisode | Divergence:
-        """Replays a record and encodes into `folder` what the cameras see before each action of the expert's."""
+        """Replays a record and encodes into `folder` what the cameras see before each action of the expert's, or what
+        they last saw where the layout has them look less often."""
         record, lead = records.load(line), line.lead
+        age = (np.arange(line.steps) - lead) % layout.image_every
         observation, info = env.reset(seed=line.seed, options={"snapshot": record.snapshot})
         success = bool(info.get("success", False))
         states: list[np.ndarray] = []
         images = {key: np.empty((line.steps - lead, *size, 3), np.uint8) for key, size in layout.images.items()}
         for step, action in enumerate(record.executed):
-            observation = env.observe(images=step >= lead)
+            look = step >= lead and age[step] == 0
+            observation = env.observe(images=bool(look))
             states.append(observation[STATE])
             for key, frames in images.items():
                 if step >= lead:
-                    frames[step - lead] = observation[key]
+                    frames[step - lead] = observation[key] if look else frames[step - lead - 1]
             success = env.run_steps(action[None]).success
         reached = [*states, env.observe(images=False)[STATE]]
         wrong = compare(record, np.array(reached, np.float32), success, final_state(env), tolerance)
         if wrong is not None:
             return wrong
         columns = {STATE: np.array(states, np.float32), ACTION: record.intended, EXECUTED_ACTION: record.executed}
+        if IMAGE_AGE in layout.columns:
+            columns[IMAGE_AGE] = age[:, None].astype(np.float32)
         columns = {key: values[lead:] for key, values in columns.items()}
         return encode_episode(folder, layout, columns, images, line.language, metadata_of(line))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from embodied.data.columns import ColumnWriter
 from embodied.data.rows import RowReader
 from embodied.data.source import ColumnSpec, EpisodeInfo
 from embodied.data.statistics import Statistics
+from embodied.schema import IMAGE_AGE
 
 FORMAT = "embodied-frame-cache"
 VERSION = 1
@@ -74,6 +76,25 @@ class FrameCache:
         self.episodes = EpisodeTable(_read_episodes(self.folder))
         self._rows: dict[str, RowReader] = {}
         self._check_sizes()
+
+    @cached_property
+    def image_every(self) -> int:
+        """Frames from one rendered picture to the next, the same for all episodes from their first frame on.
+
+        ValueError when the column `image_age` says otherwise (rows were cut off an episode's beginning).
+        """
+        if IMAGE_AGE not in self.specs:
+            return 1
+        age = self.column(IMAGE_AGE).ravel()
+        every = int(age.max(initial=0)) + 1
+        since_start = np.arange(self.frames) - np.repeat(self.episodes.start, self.episodes.length)
+        wrong = np.flatnonzero(since_start % every != age)
+        if len(wrong):
+            raise ValueError(
+                f"{self.folder}: frame {wrong[0]} should have pictures of age {since_start[wrong[0]] % every}, "
+                f"{IMAGE_AGE} says {age[wrong[0]]:g}: render the collection again"
+            )
+        return every
 
     @property
     def statistics(self) -> dict[str, Statistics]:

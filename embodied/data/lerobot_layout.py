@@ -20,6 +20,7 @@ from embodied.schema import (
     ACTION_NAMES,
     CONTROL_HZ,
     EXECUTED_ACTION,
+    IMAGE_AGE,
     IMAGE_KEYS,
     STATE,
     STATE_NAMES,
@@ -63,9 +64,12 @@ class Layout:
     fps: int = CONTROL_HZ
     robot_type: str = "panda"
     video: VideoSettings = field(default_factory=VideoSettings)
+    image_every: int = 1
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)
+        if self.image_every == 1:
+            del plain["image_every"]  # as data sets were described before there was a choice
         plain["video"]["codec"] = self.video.codec.name
         return json.loads(json.dumps(plain))
 
@@ -106,12 +110,19 @@ class Layout:
         }
 
 
-def simulation_layout(size: int, video: VideoSettings | None = None) -> Layout:
-    """The layout of collected demonstrations: two cameras of size x size, state, action and executed action."""
+def simulation_layout(size: int, video: VideoSettings | None = None, image_every: int = 1) -> Layout:
+    """The layout of collected demonstrations: two cameras of size x size, state, action and executed action.
+
+    image_every: pictures are new every so many-th row; above 1 the layout has the column that gives their age.
+    """
+    if image_every < 1:
+        raise ValueError(f"image_every should be 1 or more, got {image_every}")
+    age = {IMAGE_AGE: (IMAGE_AGE,)} if image_every > 1 else {}
     return Layout(
         images=dict.fromkeys(IMAGE_KEYS, (size, size)),
-        columns={STATE: STATE_NAMES, ACTION: ACTION_NAMES, EXECUTED_ACTION: ACTION_NAMES},
+        columns={STATE: STATE_NAMES, ACTION: ACTION_NAMES, EXECUTED_ACTION: ACTION_NAMES, **age},
         metadata=dict(COLLECTION_METADATA),
+        image_every=image_every,
         video=video or VideoSettings(),
     )
 

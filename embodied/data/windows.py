@@ -1,6 +1,7 @@
 """Training samples cut from a frame cache: (episode, t) -> observation history, action chunk, steps to go, language.
 
-One sample per frame. `get_batch` gathers a whole batch with one indexed read per key. A key with several offsets gets a
+One sample per frame; where the data set was not rendered at every step, one per frame with pictures of its own.
+`get_batch` gathers a whole batch with one indexed read per key. A key with several offsets gets a
 time axis after the batch axis and a mask `KEY_is_pad` (True where the offset leaves the episode; the nearest frame of
 the episode stands in); a key with one offset has neither, just as a simulator's observation.
 """
@@ -83,7 +84,9 @@ class Windows:
         self.episodes = np.arange(len(cache.episodes)) if episodes is None else np.asarray(episodes, np.int64)
         self._offsets = config.all_offsets()
         self._rows = {key: cache.rows(key) for key in self._offsets}
-        self._ends = np.cumsum(cache.episodes.length[self.episodes])
+        self.every = self._image_every()
+        self.counts = -(-cache.episodes.length[self.episodes] // self.every)
+        self._ends = np.cumsum(self.counts)
         self._weights = self._sample_weights(weights)
         if len(self) == 0:
             raise ValueError(f"{cache.folder}: no episode was chosen, so there is no sample: check the selection")
@@ -103,9 +106,22 @@ class Windows:
             raise IndexError(f"samples should lie in [0, {len(self)}), got {samples.min()} to {samples.max()}")
         position = np.searchsorted(self._ends, samples, side="right")
         episode = self.episodes[position]
-        length = self.cache.episodes.length[episode]
         first = self.cache.episodes.start[episode]
-        return Rows(first + samples - (self._ends[position] - length), episode, first, first + length - 1)
+        local = samples - (self._ends[position] - self.counts[position])
+        return Rows(first + local * self.every, episode, first, first + self.cache.episodes.length[episode] - 1)
+
+    def samples_at(self, episode: int, frames: np.ndarray) -> np.ndarray:
+        """Frame numbers in an episode (B,) -> their sample numbers. ValueError for frames that are no samples."""
+        found = np.flatnonzero(self.episodes == episode)
+        if not len(found):
+            raise ValueError(f"{self.cache.folder}: episode {episode} is not among those chosen")
+        position = found[0]
+        local, rest = np.divmod(np.asarray(frames, np.int64), self.every)
+        if rest.any() or local.min(initial=0) < 0 or local.max(initial=0) >= self.counts[position]:
+            raise ValueError(
+                f"{self.cache.folder}: episode {episode} has pictures every {self.every} frames: ask there"
+            )
+        return self._ends[position] - self.counts[position] + local
 
     def gather(self, key: str, frames: np.ndarray) -> np.ndarray:
         """Rows of a camera or column at frame numbers of any shape (...): (..., *value shape), a copy."""
@@ -147,12 +163,24 @@ class Windows:
             "success": table.success[rows.episode],
         }
 
+    def _image_every(self) -> int:
+        """Frames from one sample to the next. ValueError when pictures are asked for at frames that have none."""
+        seen = [key for key in self._offsets if key in self.cache.cameras or key not in self.cache.specs]
+        every = self.cache.image_every if seen else 1
+        wrong = next((key for key in seen if (self._offsets[key] % every).any()), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{self.cache.folder} was rendered at every {every}th step: offsets of {wrong!r} should be multiples "
+                f"of {every}, got {self._offsets[wrong].tolist()}"
+            )
+        return every
+
     def _sample_weights(self, weights: np.ndarray | None) -> np.ndarray | None:
         if weights is None:
             return None
         values = np.asarray(weights, np.float32)
         if len(values) == len(self.episodes) != len(self):
-            values = np.repeat(values, self.cache.episodes.length[self.episodes])
+            values = np.repeat(values, self.counts)
         if values.shape != (len(self),) or not np.isfinite(values).all() or values.min() < 0:
             raise ValueError(
                 f"weights should be {len(self.episodes)} (episodes) or {len(self)} (samples) finite numbers >= 0, "

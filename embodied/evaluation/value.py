@@ -97,11 +97,11 @@ def value_curves(policy: Any, cache: FrameCache, config: ValueConfig) -> list[Cu
     wrong = wrong_instructions(cache, config)
     curves = []
     for episode in choose_episodes(cache, config):
-        first, length = int(cache.episodes.start[episode]), int(cache.episodes.length[episode])
-        frames = np.arange(0, length - chunk + 1, config.stride)
+        length = int(cache.episodes.length[episode])
+        frames = np.arange(0, length - chunk + 1, -(-config.stride // windows.every) * windows.every)
         if len(frames) >= 3:
             words = _instructions(cache, episode, wrong, config)
-            values = _values(policy, windows, first + frames, words, config.batch)
+            values = _values(policy, windows, windows.samples_at(episode, frames), words, config.batch)
             suite = cache.episodes.suites[cache.episodes.suite_id[episode]]
             success = int(cache.episodes.success[episode])
             curves.append(Curve(int(episode), suite, words, frames, length - 1 - frames, values, success))

@@ -86,7 +86,8 @@ def list_clips(cache: FrameCache, config: ClipConfig, chunk_steps: int) -> list[
         last = length - 1 - config.least * chunk_steps
         if last < 0:
             continue
-        starts = np.unique(np.linspace(0, last, config.starts).astype(int)) if config.starts > 1 else np.array([0])
+        starts = np.linspace(0, last, config.starts).astype(int) if config.starts > 1 else np.array([0])
+        starts = np.unique(starts // cache.image_every * cache.image_every)
         clips += [Clip(int(episode), int(start), length - 1 - int(start)) for start in starts]
     if not clips:
         raise ValueError(f"{cache.folder} has no held-out episode of {config.least} interactions: raise holdout")
@@ -102,7 +103,7 @@ def read_clips(cache: FrameCache, clips: Sequence[Clip], world: Imagining, inter
     """
     offsets = world.offsets(interactions)
     windows = Windows(cache, WindowConfig(observations=[], actions=[], chunk=1, offsets=offsets))
-    samples = np.array([cache.episodes.start[clip.episode] + clip.start for clip in clips])
+    samples = np.concatenate([windows.samples_at(clip.episode, np.array([clip.start])) for clip in clips])
     batch = windows.get_batch(samples)
     for key in (ACTION, EXECUTED_ACTION):
         if key in batch:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embodied.data.cache import FrameCache
 from embodied.language import LanguageTower
 from embodied.training.model import FrameFeatures
@@ -30,18 +32,25 @@ def attach_features(cache: FrameCache, features: FrameFeatures, progress: Progre
     writers = [cache.add_column(name, shape, "float16", features.digest) for name, shape in features.columns.items()]
     written = [writer.done for writer in writers]  # a crash between two syncs leaves them at different places
     try:
-        for first in range(min(written, default=cache.frames), cache.frames, BATCH):
-            last = min(first + BATCH, cache.frames)
-            values = features.compute({camera: cache.images(camera)[first:last] for camera in features.cameras})
+        for first in range(min(written, default=cache.frames), cache.frames, BATCH * cache.image_every):
+            last = min(first + BATCH * cache.image_every, cache.frames)
+            taken, repeat = np.unique(when_taken(cache, np.arange(first, last)), return_inverse=True)
+            values = features.compute({camera: cache.rows(camera).take(taken) for camera in features.cameras})
             for i, (writer, name) in enumerate(zip(writers, features.columns, strict=True)):
                 if written[i] < last:
-                    writer.write(written[i], values[name][written[i] - first :])
+                    writer.write(written[i], values[name][repeat[written[i] - first :]])
                     written[i] = last
             if progress is not None:
                 progress(last, cache.frames)
     finally:
         for writer in writers:
             writer.close()
+
+
+def when_taken(cache: FrameCache, frames: np.ndarray) -> np.ndarray:
+    """The frames (N,) at which the pictures that stand at `frames` (N,) were rendered."""
+    age = (frames - cache.episodes.start[cache.episodes.of_frame(frames)]) % cache.image_every
+    return np.asarray(frames - age)
 
 
 def attach_language(cache: FrameCache, language: LanguageTower) -> Path:

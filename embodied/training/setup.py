@@ -271,7 +271,7 @@ def _members(
 def _instructions(windows: Windows) -> np.ndarray:
     table = windows.cache.episodes
     names = np.array([table.languages[i] for i in table.task_id[windows.episodes]])
-    return np.repeat(names, table.length[windows.episodes])
+    return np.repeat(names, windows.counts)
 
 
 def _provenance(cache: FrameCache, episodes: np.ndarray) -> dict[str, Any]:

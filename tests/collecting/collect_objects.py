@@ -34,13 +34,15 @@ def others(task: Task) -> list[OtherGoal]:
 
 
 class PointEnv:
-    """`trouble`: a folder; an episode whose seed names a file there does what the file says, once."""
+    """`trouble`: a folder; an episode whose seed names a file there does what the file says, once. `hold`: a file that
+    says "steps N" or "images N"; while it is there the environment gives no more of them than that."""
 
     control_hz = 20
 
-    def __init__(self, suite: str, task: int, image_size: int = 64, trouble: str = "", pause: float = 0.0, **_: Any):
+    def __init__(self, suite: str, task: int, image_size: int = 64, trouble: str = "", hold: str = "", **_: Any):
         self.task = tasks(suite)[task]
-        self.size, self.trouble, self.pause = image_size, trouble, pause
+        self.size, self.trouble, self.hold = image_size, trouble, Path(hold)
+        self.count = {"steps": 0, "images": 0}
         self.closed = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
@@ -66,6 +68,14 @@ class PointEnv:
         if kind == "drift":
             self.position += 1e-3
 
+    def _count(self, kind: str, number: int) -> None:
+        self.count[kind] += number
+        while self.hold.is_file():
+            held, most = self.hold.read_text().split()
+            if self.count[held] <= int(most):
+                return
+            time.sleep(0.02)
+
     @property
     def success(self) -> bool:
         return bool(np.linalg.norm(self.position - self.target) < NEAR)
@@ -73,13 +83,14 @@ class PointEnv:
     def run_steps(self, actions: np.ndarray) -> StepsResult:
         for action in actions:
             self.position = self.position + STEP * np.asarray(action[:3], float)
-        time.sleep(self.pause * len(actions))
+        self._count("steps", len(actions))
         return StepsResult(len(actions), self.success)
 
     def observe(self, images: bool = True) -> dict[str, Any]:
         state = np.concatenate([self.position, self.target, [0, 0]]).astype(np.float32)
         observation = {STATE: state, TASK: self.task.language}
         if images:
+            self._count("images", 1)
             ramp = np.linspace(0, 120, self.size)[None, :, None] + np.zeros((self.size, 1, 3))
             observation[IMAGE] = np.clip(ramp + 100 * (self.position + 0.5), 0, 255).astype(np.uint8)
             observation[WRIST_IMAGE] = observation[IMAGE][:, ::-1].copy()

@@ -28,6 +28,7 @@ from embodied.collecting.plan import plan_episodes
 from embodied.collecting.rendering import in_order
 from embodied.data.episode_record import EpisodeLine, EpisodeRecord, RecordFolder, find_records
 from embodied.data.lerobot_layout import video_path
+from embodied.data.lerobot_reader import LeRobotSource
 from embodied.data.lerobot_writer import committed_episodes
 from embodied.protocols import Task
 from embodied.registry import registry
@@ -259,6 +260,29 @@ def test_rendering_again_at_another_size(tmp_path: Path, settings: dict) -> None
         run(settings, tmp_path / "small", tasks=[0], size=96)
 
 
+def test_cameras_may_look_at_every_third_step_only(tmp_path: Path, settings: dict) -> None:
+    run(settings, tmp_path / "all", tasks=[0])
+    run(settings, tmp_path / "third", tasks=[0], image_every=3)
+    dense, sparse = frames_of(tmp_path / "all"), frames_of(tmp_path / "third")
+    for key in (STATE, ACTION, EXECUTED_ACTION, "timestamp", "index"):
+        np.testing.assert_array_equal(dense[key], sparse[key])
+    age = sparse["image_age"]
+    np.testing.assert_array_equal(age, sparse["frame_index"] % 3)
+    every, third = (
+        np.concatenate([LeRobotSource(tmp_path / name).read_frames(i, IMAGE) for i in range(3)]).astype(int)
+        for name in ("all", "third")
+    )
+    shown = every[np.arange(len(age)) - age.astype(int)]
+    assert np.abs(third - shown).max() <= 8  # what video compression changes
+    assert np.abs(every - shown).max() > 8
+    with pytest.raises(ValueError, match="another layout: columns is"):
+        run(settings, tmp_path / "all", tasks=[0], image_every=3)
+    with pytest.raises(ValueError, match="another layout: image_every is 3 there, 2 asked for"):
+        run(settings, tmp_path / "third", tasks=[0], image_every=2)
+    with pytest.raises(ValueError, match="image_every should be 1 or more, got 0"):
+        run(settings, tmp_path / "none", tasks=[0], image_every=0)
+
+
 COMMAND = """
 import sys
 sys.path[:0] = [{here!r}]
@@ -273,18 +297,23 @@ def test_kill_9_of_the_command_at_random_moments(tmp_path: Path, settings: dict)
     """Killed while recording and while rendering, then run to its end: all equals an undisturbed run, bit for bit."""
     out, calm = tmp_path / "d", tmp_path / "calm"
     code = COMMAND.format(here=str(Path(__file__).parent), targets=TARGETS)
-    overrides = [f"env._target_={TARGETS[0]}", "env.suite=points", "+env.pause=0.01", f"task_list={TARGETS[2]}"]
+    hold = tmp_path / "hold"
+    overrides = [f"env._target_={TARGETS[0]}", "env.suite=points", f"+env.hold={hold}", f"task_list={TARGETS[2]}"]
     overrides += [f"expert._target_={TARGETS[1]}", "size=64", "tasks=[0,1]", "episodes=4", f"out={out}"]
     command = [sys.executable, "-c", code, "collect", *overrides]
     chance = random.Random(1)
-    for sign in (out / "records/episodes.jsonl", out / "meta/info.json"):
+    for kind, sign in (("steps", out / "records/episodes.jsonl"), ("images", out / "meta/info.json")):
+        hold.write_text(
+            f"{kind} {chance.randint(25, 40)}"
+        )  # of each task: its first episode is shorter, all are longer
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(sign)
         time.sleep(chance.uniform(0, 0.4))
         assert process.poll() is None, "it should still be at work"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(committed_episodes(out)) < 6
+    hold.unlink()
+    assert 1 <= len(committed_episodes(out)) < 6
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "data set of 6 episodes" in done.stdout

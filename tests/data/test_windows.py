@@ -5,11 +5,13 @@ import pickle
 import numpy as np
 import pytest
 
+from embodied.data.cache import FrameCache
 from embodied.data.goals import FutureGoal, Paraphrase
 from embodied.data.rows import RowReader
 from embodied.data.source import ColumnSpec
 from embodied.data.windows import Mixture, WindowConfig, Windows, split_episodes
 from embodied.schema import ACTION, IMAGE, STATE, TASK
+from embodied.training import features
 
 KEYS = {"observations": [IMAGE, STATE], "actions": [ACTION]}
 
@@ -44,6 +46,55 @@ def test_offsets_of_one_key_reach_into_the_future(make_cache) -> None:
     batch = Windows(make_cache([3, 5]), config).get_batch(np.array([3, 6]))
     assert batch[IMAGE][:, :, 0, 0, 0].tolist() == [[3, 3, 5], [5, 6, 7]]
     assert batch[f"{IMAGE}_is_pad"].tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_samples_are_the_frames_with_pictures_of_their_own(make_cache) -> None:
+    cache = make_cache([5, 3], ["lift", "push"], every=3)
+    windows = Windows(cache, WindowConfig(**KEYS, chunk=2), weights=np.array([1.0, 2.0]))
+    assert len(windows) == 3  # frames 0 and 3 of the first episode, 0 of the second
+    batch = windows.get_batch(np.arange(3))
+    assert batch["frame_index"].tolist() == [0, 3, 0]
+    assert batch["index"].tolist() == batch[IMAGE][:, 0, 0, 0].tolist() == [0, 3, 5]
+    assert batch[ACTION][..., 0].tolist() == [[0.5, 1.5], [3.5, 4.5], [5.5, 6.5]]
+    assert batch["steps_to_go"].tolist() == [4, 1, 2]
+    assert batch["weight"].tolist() == [1, 1, 2]
+    assert windows.samples_at(0, np.array([3, 0])).tolist() == [1, 0]
+    assert windows.samples_at(1, np.array([0])).tolist() == [2]
+    with pytest.raises(ValueError, match="pictures every 3 frames"):
+        windows.samples_at(0, np.array([1]))
+    assert len(Windows(cache, WindowConfig(observations=[STATE], actions=[ACTION]))) == 8  # who needs no pictures
+    with pytest.raises(
+        ValueError, match=r"every 3th step: offsets of '.*image' should be multiples of 3, got \[-1, 0\]"
+    ):
+        Windows(cache, WindowConfig(**KEYS, history=2))
+    assert Windows(cache, WindowConfig(**KEYS, history=2, stride=3)).get_batch(np.array([1]))[IMAGE][
+        0, :, 0, 0, 0
+    ].tolist() == [0, 3]
+
+
+def test_ages_that_do_not_run_evenly_are_refused(make_cache) -> None:
+    cache = make_cache([4], every=2)
+    np.array([1, 0, 1, 0], np.float32).tofile(cache.folder / "columns/image_age.bin")
+    with pytest.raises(ValueError, match=r"frame 0 should have pictures of age 0, image_age says 1: render"):
+        Windows(FrameCache(cache.folder), WindowConfig(**KEYS))
+
+
+def test_features_of_repeated_pictures_are_computed_once(make_cache, monkeypatch) -> None:
+    cache = make_cache([7, 4], every=3)
+    seen: list[int] = []
+
+    class Brightness:
+        digest, columns, cameras = "x", {"bright": (1,)}, [IMAGE]
+
+        def compute(self, images):
+            seen.extend(images[IMAGE][:, 0, 0, 0].tolist())
+            return {"bright": images[IMAGE][:, :1, 0, 0].astype(np.float16)}
+
+    monkeypatch.setattr(features, "BATCH", 2)
+    features.attach_features(cache, Brightness())
+    assert cache.column("bright")[:, 0].tolist() == [0, 0, 0, 3, 3, 3, 6, 7, 7, 7, 10]
+    assert seen == [0, 3, 6, 7, 10]
+    assert len(Windows(cache, WindowConfig(observations=["bright"], actions=[]))) == 5
 
 
 def test_some_episodes_and_weights(make_cache) -> None:
