@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,15 +199,21 @@ def build_model(config: Mapping[str, Any], folder: Path | None = None) -> Any:
         raise ValueError(f"wrong arguments for {target} in {CONFIG}: {error}") from error
 
 
-def check_weights(model: torch.nn.Module, path: Path) -> None:
-    """Compares names and shapes in the file's header with the model. ValueError when they differ."""
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+def check_weights(model: torch.nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:
+    """Compares names and shapes in the file's header with the model. ValueError when they differ outside `fresh`."""
+    state = model.state_dict()
+    unknown = [name for name in fresh if not any(_within(key, [name]) for key in state)]
+    if unknown:
+        modules = ", ".join(dict.fromkeys(key.split(".")[0] for key in state))
+        raise ValueError(f"fresh should name modules of the model with weights ({modules}, ...), got {unknown[0]!r}")
+    wanted = {key: tuple(value.shape) for key, value in state.items()}
     try:
         with safe_open(path, framework="pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} should be a whole safetensors file: {error}") from error
-    differing = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
+    keys = [key for key in sorted(wanted | found) if not _within(key, fresh)]
+    differing = [key for key in keys if wanted.get(key) != found.get(key)]
     if differing:
         key = differing[0]
         raise ValueError(
@@ -216,13 +222,21 @@ def check_weights(model: torch.nn.Module, path: Path) -> None:
         )
 
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Copies the file's tensors into the model, in the model's dtype; names and shapes must match."""
-    check_weights(model, path)
-    state = model.state_dict()
+def load_weights(model: torch.nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:
+    """Copies the file's tensors into the model, in the model's dtype; names and shapes must match.
+
+    fresh: modules that are left as they are; the file may lack them or have them in other shapes.
+    """
+    check_weights(model, path, fresh)
     with safe_open(path, framework="pt") as file, torch.no_grad():
-        for key, value in state.items():
-            value.copy_(file.get_tensor(key))
+        for key, value in model.state_dict().items():
+            if not _within(key, fresh):
+                value.copy_(file.get_tensor(key))
+
+
+def _within(key: str, modules: Sequence[str]) -> bool:
+    """Whether a weight belongs to one of the modules."""
+    return any(key == name or key.startswith(f"{name}.") for name in modules)
 
 
 def inside(folder: Path, name: str) -> Path:

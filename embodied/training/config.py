@@ -67,12 +67,15 @@ class StatisticsOf(Enum):
 class StageConfig:
     """One stage of training. batch_size: per process and micro-batch; init: checkpoint whose weights it starts from.
 
+    fresh: modules that begin anew instead, such as [expert]; the checkpoint may lack them or have them in other shapes.
+
     statistics: a model that goes on keeps the normalisation that its weights were trained under; `data` computes it
     from these data sets, as for another robot.
     """
 
     name: str = MISSING
     init: str | None = None
+    fresh: list[str] = field(default_factory=list)
     statistics: StatisticsOf = StatisticsOf.checkpoint
     steps: int = MISSING
     batch_size: int = 64

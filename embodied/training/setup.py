@@ -65,7 +65,7 @@ def make_job(
     if stage.name not in model.stages:
         raise ValueError(f"this model has the stages {', '.join(model.stages)}, got stage {stage.name!r}: use another")
     if start is not None:
-        load_weights(model, inside(resolve_checkpoint(Path(start)), MODEL_FILE))
+        load_weights(model, inside(resolve_checkpoint(Path(start)), MODEL_FILE), stage.fresh)
     model.set_stage(stage.name)
     sets = data_sets(config.data)
     caches = {name: open_cache(name, data, progress) for name, data in sets.items()}

@@ -177,6 +177,21 @@ def test_a_stage_keeps_the_normalisation_of_the_checkpoint_it_starts_from(small_
         assert load_checkpoint(newest).pipeline.statistics[ACTION]["mean"] == expected[ACTION]["mean"]
 
 
+def test_modules_may_begin_anew_on_a_checkpoint(small_cache, tmp_path, arguments):
+    first = tmp_path / "first"
+    train(arguments(small_cache.folder, first, "stage.steps=1"))
+    more = ["stage.steps=1", "stage.lr=0", f"stage.init={first}", "policy.depth=2"]
+    with pytest.raises(ValueError, match=r"weights differ from the model of config.json, first blocks.1"):
+        train(arguments(small_cache.folder, tmp_path / "plain", *more))
+    with pytest.raises(ValueError, match=r"fresh should name modules .*reader.*, got 'block'"):
+        train(arguments(small_cache.folder, tmp_path / "unknown", *more, "stage.fresh=[block]"))
+    train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[blocks,reader.state]"))
+    old, new = (load_checkpoint(tmp_path / name).model.state_dict() for name in ("first", "second"))
+    same = {key for key in old if torch.equal(old[key], new[key])}
+    assert {"place", "head.1.weight", "reader.words.key.weight"} <= same
+    assert not {"blocks.0.qkv.weight", "reader.state.net.0.weight"} & same
+
+
 def test_the_split_has_a_seed_of_its_own(small_cache):
     def held(**settings) -> list[int]:
         config = TrainConfig(data=DataConfig(holdout=0.34, **settings.pop("data", {})), **settings)
