@@ -79,9 +79,11 @@ def hooks(config: TrainConfig) -> list[Any]:
 
 
 def keep_config(folder: Path, config: dict[str, Any]) -> None:
-    """Writes config.json; on resume, ValueError names the first setting that would change the run."""
+    """Writes config.json; where a checkpoint would be gone on from, ValueError names the first setting that changed."""
+    from embodied.checkpoint import list_steps
+
     path = folder / "config.json"
-    if path.is_file():
+    if path.is_file() and list_steps(folder / "checkpoints"):
         old, new = (
             _flat({k: v for k, v in c.items() if k not in FREE}) for c in (json.loads(path.read_text()), config)
         )

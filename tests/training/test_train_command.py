@@ -182,9 +182,9 @@ def test_modules_may_begin_anew_on_a_checkpoint(small_cache, tmp_path, arguments
     train(arguments(small_cache.folder, first, "stage.steps=1"))
     more = ["stage.steps=1", "stage.lr=0", f"stage.init={first}", "policy.depth=2"]
     with pytest.raises(ValueError, match=r"weights differ from the model of config.json, first blocks.1"):
-        train(arguments(small_cache.folder, tmp_path / "plain", *more))
+        train(arguments(small_cache.folder, tmp_path / "second", *more))
     with pytest.raises(ValueError, match=r"fresh should name modules .*reader.*, got 'block'"):
-        train(arguments(small_cache.folder, tmp_path / "unknown", *more, "stage.fresh=[block]"))
+        train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[block]"))
     train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[blocks,reader.state]"))
     old, new = (load_checkpoint(tmp_path / name).model.state_dict() for name in ("first", "second"))
     same = {key for key in old if torch.equal(old[key], new[key])}
