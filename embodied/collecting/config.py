@@ -47,8 +47,12 @@ class CollectConfig:
     learner's own mistakes (DAgger, Ross et al. 2011; by intervention, Kelly et al. 2019, here at a drawn moment).
 
     `noise`: standard deviation of the execution noise on translations (a third of it on rotations) in units of the
-    action. `attempts`: how often an episode whose worker crashed or hung is tried. `tolerance`: how far a replay may
-    be from the recorded states; 0 asks for equality of every bit.
+    action; `noise_memory`: its correlation from one step to the next. Independent noise averages out within a few
+    steps; correlated noise leads the arm astray as a policy's own errors do, so that demonstrations show the way back
+    (DART, Laskey et al. 2017).
+
+    `attempts`: how often an episode whose worker crashed or hung is tried. `tolerance`: how far a replay may be from
+    the recorded states; 0 asks for equality of every bit.
 
     `image_every`: cameras are rendered before every so many-th action only, and the last picture stands in between; the
     column `image_age` says how many steps old a row's pictures are. Rendering is nearly all of a collection's cost, and
@@ -64,6 +68,7 @@ class CollectConfig:
     episodes: int = 10
     seed: int = 200_000
     noise: float = 0.06
+    noise_memory: float = 0.0
     noisy: Noisy = Noisy.odd
     goals: list[Goal] = field(default_factory=list)
     goal_list: str = "sim.goals.other_goals"

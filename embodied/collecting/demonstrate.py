@@ -40,7 +40,7 @@ class Demonstrator:
         began = time.monotonic()
         observation, info = env.reset(seed=planned.seed)
         snapshot = env.snapshot()
-        rng = np.random.default_rng([NOISE_STREAM, planned.seed])
+        disturb = Disturbance(planned.noise, planned.noise_memory, np.random.default_rng([NOISE_STREAM, planned.seed]))
         states = [observation[STATE]]
         executed: list[np.ndarray] = []
         finished = learner is not None and drive(env, learner, planned, executed, states)  # it needed no help
@@ -52,7 +52,7 @@ class Demonstrator:
         while not finished and not expert.done and len(executed) < limit:
             for action in np.atleast_2d(expert.act(env))[: limit - len(executed)]:
                 intended.append(np.clip(action, -1, 1).astype(np.float32))
-                executed.append(disturb(intended[-1], planned.noise, rng))
+                executed.append(disturb(intended[-1]))
                 success = env.run_steps(executed[-1][None]).success
                 states.append(env.observe(images=False)[STATE])
         if planned.goal is not None and not finished:  # the simulator's predicate is about the task's own goal
@@ -72,6 +72,7 @@ class Demonstrator:
             versions=versions(),
             seconds=round(time.monotonic() - began, 2),
             lead=planned.lead,
+            noise_memory=planned.noise_memory,
         )
         shape = (len(executed), ACTION_DIM)
         return EpisodeRecord(
@@ -134,11 +135,22 @@ def drive(
     return False
 
 
-def disturb(action: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """An action (7,) with execution noise, within [-1, 1]; the gripper's entry stays."""
-    if noise == 0:
-        return action
-    return np.clip(action + noise * NOISE_SHAPE * rng.standard_normal(ACTION_DIM), -1, 1).astype(np.float32)
+class Disturbance:
+    """Execution noise on actions (7,), within [-1, 1]; the gripper's entry stays.
+
+    A stationary first-order process: standard deviation `noise`, correlation `memory` from one step to the next.
+    """
+
+    def __init__(self, noise: float, memory: float, rng: np.random.Generator) -> None:
+        self.noise, self.memory, self.rng = noise, memory, rng
+        self.now = rng.standard_normal(ACTION_DIM) if noise and memory else np.zeros(ACTION_DIM)
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:
+        if self.noise == 0:
+            return action
+        fresh = self.rng.standard_normal(ACTION_DIM)
+        self.now = self.memory * self.now + np.sqrt(1 - self.memory**2) * fresh
+        return np.clip(action + self.noise * NOISE_SHAPE * self.now, -1, 1).astype(np.float32)
 
 
 def final_state(env: Any) -> np.ndarray:

@@ -29,6 +29,7 @@ class PlannedEpisode:
     goal: list[list[str]] | None = None
     instruction: str | None = None
     lead: int = 0
+    noise_memory: float = 0.0
 
     @property
     def variant(self) -> str:
@@ -36,7 +37,7 @@ class PlannedEpisode:
 
     @property
     def key(self) -> str:
-        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant)
+        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant, self.noise_memory)
 
 
 def plan_episodes(config: CollectConfig, tasks: Sequence[Task]) -> list[PlannedEpisode]:
@@ -45,6 +46,8 @@ def plan_episodes(config: CollectConfig, tasks: Sequence[Task]) -> list[PlannedE
         raise ValueError(
             f"episodes should be 1 to {SEEDS_PER_TASK} per task (each has its seeds), got {config.episodes}"
         )
+    if not 0 <= config.noise_memory < 1:
+        raise ValueError(f"noise_memory should lie in [0, 1), got {config.noise_memory}")
     known = {task.index: task for task in tasks}
     wanted = list(config.tasks) or sorted(known)
     missing = [index for index in [*wanted, *(goal.task for goal in config.goals)] if index not in known]
@@ -69,6 +72,7 @@ def _of_task(config: CollectConfig, task: Task) -> list[PlannedEpisode]:
             goal,
             words,
             _lead(config, first + number),
+            config.noise_memory if _noise(config, number) else 0.0,
         )
         for goal, words in goals
         for number in range(config.episodes)

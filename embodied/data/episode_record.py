@@ -34,7 +34,7 @@ class EpisodeLine:
 
     `noise`: standard deviation of the execution noise (0: none). `goal`: predicates as the simulator names them.
     `success`: the simulator's predicate after the last step. `steps`: executed actions. `lead`: the first of them that
-    were a learner's and are no part of the demonstration.
+    were a learner's and are no part of the demonstration. `noise_memory`: correlation of the noise between steps.
     """
 
     suite: str
@@ -53,10 +53,11 @@ class EpisodeLine:
     seconds: float = 0.0
     format: int = FORMAT
     lead: int = 0
+    noise_memory: float = 0.0
 
     @property
     def key(self) -> str:
-        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant)
+        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant, self.noise_memory)
 
     def to_json(self) -> dict[str, Any]:
         return {"key": self.key, **asdict(self)}
@@ -86,14 +87,17 @@ class EpisodeRecord:
     final: np.ndarray
 
 
-def episode_key(suite: str, task: int, seed: int, noise: float, lead: int = 0, variant: str = "") -> str:
+def episode_key(
+    suite: str, task: int, seed: int, noise: float, lead: int = 0, variant: str = "", noise_memory: float = 0.0
+) -> str:
     more = [f"lead{lead}"] * bool(lead) + [variant] * bool(variant)
-    return "/".join([suite, str(task), f"s{seed}", f"n{noise:g}", *more])
+    memory = f"m{noise_memory:g}" if noise_memory else ""
+    return "/".join([suite, str(task), f"s{seed}", f"n{noise:g}{memory}", *more])
 
 
 def file_name(line: EpisodeLine) -> str:
     """A file name that the key determines: readable, and with eight digits of its sha256 when it has a variant."""
-    key = episode_key(line.suite, line.task, line.seed, line.noise, line.lead)
+    key = episode_key(line.suite, line.task, line.seed, line.noise, line.lead, noise_memory=line.noise_memory)
     stem = re.sub(r"[^A-Za-z0-9_.]+", "_", key)
     digest = f"_{hashlib.sha256(line.key.encode()).hexdigest()[:8]}" if line.variant else ""
     return f"{stem}{digest}.npz"

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from embodied.collecting.collect import Collected, collect
 from embodied.collecting.config import CollectConfig, Goal, Noisy, Phase
 from embodied.collecting.crew import Job
-from embodied.collecting.demonstrate import compare, disturb
+from embodied.collecting.demonstrate import Disturbance, compare
 from embodied.collecting.plan import plan_episodes
 from embodied.collecting.rendering import in_order
 from embodied.data.episode_record import EpisodeLine, EpisodeRecord, RecordFolder, find_records
@@ -105,15 +105,27 @@ def test_plan_seeds_noise_and_goals(settings: dict) -> None:
         plan_episodes(replace(config, episodes=1001), TASKS)
 
 
-def test_noise_is_on_translations_and_a_third_on_rotations_never_on_the_gripper() -> None:
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("memory", [0.0, 0.9])
+def test_noise_is_on_translations_and_a_third_on_rotations_never_on_the_gripper(memory: float) -> None:
     action = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
-    noisy = np.stack([disturb(action, 0.06, rng) for _ in range(4000)])
+    disturb = Disturbance(0.06, memory, np.random.default_rng(0))
+    noisy = np.stack([disturb(action) for _ in range(40_000)])
     np.testing.assert_allclose(noisy[:, :3].std(0), 0.06, rtol=0.05)
     np.testing.assert_allclose(noisy[:, 3:6].std(0), 0.02, rtol=0.05)
+    for column in range(6):
+        assert np.corrcoef(noisy[:-1, column], noisy[1:, column])[0, 1] == pytest.approx(memory, abs=0.02)
     assert np.all(noisy[:, 6] == 1)
-    assert disturb(action, 0.0, rng) is action
-    assert disturb(np.ones(7, np.float32), 1.0, rng).max() == 1
+    assert Disturbance(0.0, memory, np.random.default_rng(0))(action) is action
+    assert Disturbance(1.0, memory, np.random.default_rng(0))(np.ones(7, np.float32)).max() == 1
+
+
+def test_correlated_noise_is_part_of_an_episodes_identity(tmp_path: Path, settings: dict) -> None:
+    run(settings, tmp_path / "d", tasks=[0], noise=0.2)
+    lines = run(settings, tmp_path / "d", tasks=[0], noise=0.2, noise_memory=0.9).lines
+    assert [line.key.split("/")[-1] for line in lines] == ["n0", "n0.2", "n0", "n0.2m0.9"]
+    assert len({line.file for line in lines}) == 4
+    with pytest.raises(ValueError, match=r"noise_memory should lie in \[0, 1\), got 1"):
+        run(settings, tmp_path / "d", noise_memory=1.0)
 
 
 def test_results_come_in_the_order_of_the_lines() -> None:
