@@ -51,38 +51,45 @@ def turned(axis: np.ndarray, angle: float) -> np.ndarray:
 
 
 def pose_action(
-    rotation: np.ndarray, position: np.ndarray, to_rotation: np.ndarray, to_position: np.ndarray, output_max: np.ndarray
+    rotation: np.ndarray,
+    position: np.ndarray,
+    to_rotation: np.ndarray,
+    to_position: np.ndarray,
+    output_max: np.ndarray,
+    pace: float = 1.0,
 ) -> np.ndarray:
-    """Action (6,) towards a pose: GAIN times the error in units of full action, scaled to keep its direction."""
+    """Action (6,) towards a pose: GAIN times the error in units of full action, scaled to keep its direction, and all
+    of it times `pace`."""
     move = GAIN * (to_position - position) / output_max[:3]
     move /= max(1.0, np.abs(move).max())
     turn = GAIN * rotation_vector(to_rotation @ rotation.T) / output_max[3:]
     turn /= max(1.0, np.abs(turn).max() / TURN_CAP)
-    return np.r_[move, turn]
+    return pace * np.r_[move, turn]
 
 
 class Arm:
     """Motions of the hand as generators of actions (7,): the simulator steps between two of them.
 
-    `return` values (via `yield from`) tell whether the motion arrived.
+    `return` values (via `yield from`) tell whether the motion arrived. pace: share of full speed, in (0, 1].
     """
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+    def __init__(self, scene: Scene, pace: float = 1.0) -> None:
+        self.scene, self.pace = scene, pace
         self.gripper = OPEN
 
     def toward(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
         """The action (7,) that goes towards a pose, the fingers as they are commanded."""
         now_rotation, now_position = self.scene.hand()
-        move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max)
+        move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max, self.pace)
         return np.r_[move, self.gripper].astype(np.float32)
 
     def move(
         self, rotation: np.ndarray, position: np.ndarray, tolerance: Tolerance = FINE, limit: int = 150
     ) -> Generator[np.ndarray, None, bool]:
-        """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps."""
+        """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps (at full speed:
+        a slower pace has as many more)."""
         best, stalled, last = np.inf, 0, np.full(3, np.inf)
-        for _ in range(limit):
+        for _ in range(round(limit / self.pace)):
             now_rotation, now_position = self.scene.hand()
             speed, last = float(np.linalg.norm(now_position - last)), now_position
             far = float(np.linalg.norm(position - now_position))
@@ -90,7 +97,7 @@ class Arm:
             if far < tolerance.position and askew < tolerance.angle and speed <= tolerance.speed:
                 return True
             error = max(far - tolerance.position, 0) + 0.1 * max(askew - tolerance.angle, 0)
-            stalled = 0 if error < best - STALL_PROGRESS else stalled + 1
+            stalled = 0 if error < best - STALL_PROGRESS * self.pace else stalled + 1
             best = min(best, error)
             if stalled >= STALL_STEPS:
                 return False

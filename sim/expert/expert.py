@@ -27,12 +27,17 @@ ROUNDS = 3  # times the goal is gone through
 class Expert:
     """A demonstrator for any goal that names predicates of the scene; see `embodied.protocols.Expert`.
 
-    goal: predicates such as [["on", "akita_black_bowl_1", "plate_1"]] instead of the task's own.
+    goal: predicates such as [["on", "akita_black_bowl_1", "plate_1"]] instead of the task's own. pace: share of full
+    speed in (0, 1]; policies imitate a slow hand more exactly than a fast one.
     """
 
-    def __init__(self, goal: list[Predicate] | None = None) -> None:
+    def __init__(self, goal: list[Predicate] | None = None, pace: float = 1.0) -> None:
+        if not 0 < pace <= 1:
+            raise ValueError(f"pace should lie in (0, 1], got {pace}")
         self.explicit_goal = [list(predicate) for predicate in goal] if goal is not None else None
-        digest = hashlib.sha256(f"scripted expert {VERSION} {self.explicit_goal}".encode()).hexdigest()
+        self.pace = pace
+        how = f" at {pace:g}" if pace < 1 else ""
+        digest = hashlib.sha256(f"scripted expert {VERSION} {self.explicit_goal}{how}".encode()).hexdigest()
         self.spec = PolicySpec(name="expert", digest=digest, chunk=1, replan=1)
         self._done = True
         self.log: list[str] = []
@@ -44,7 +49,7 @@ class Expert:
         self.goal = self.explicit_goal if self.explicit_goal is not None else self.goals.goal()
         for predicate in self.goal:
             self.goals.holds(predicate)
-        self.arm = Arm(self.scene)
+        self.arm = Arm(self.scene, self.pace)
         self.log = []
         self._actions = self._solve()
         self._done = False

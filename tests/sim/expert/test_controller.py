@@ -67,6 +67,21 @@ def test_arrives_within_tolerance(env: BaseEnv) -> None:
     assert np.linalg.norm(arm.scene.hand()[1] - goal) < 0.005
 
 
+def test_a_slow_pace_arrives_too_and_later(env: BaseEnv) -> None:
+    quick, slow = Arm(Scene(env)), Arm(Scene(env), pace=0.4)
+    rotation, start = quick.scene.hand()
+    goal = start + np.array([0.1, 0.0, 0.05])
+    assert slow.toward(rotation, goal)[:6] == pytest.approx(0.4 * quick.toward(rotation, goal)[:6])
+    few, arrived = run(env, quick.move(rotation, goal))
+    assert arrived is True
+    run(env, quick.move(rotation, start))
+    many, arrived = run(env, slow.move(rotation, goal))
+    assert arrived is True
+    assert many > 1.5 * few
+    assert np.linalg.norm(slow.scene.hand()[1] - goal) < 0.006
+    run(env, quick.move(rotation, start))
+
+
 def test_stalls_at_the_table_instead_of_going_on(env: BaseEnv) -> None:
     arm = Arm(Scene(env))
     rotation, position = arm.scene.hand()
