@@ -56,7 +56,7 @@ class CollectConfig:
 
     `image_every`: cameras are rendered before every so many-th action only, and the last picture stands in between; the
     column `image_age` says how many steps old a row's pictures are. Rendering is nearly all of a collection's cost, and
-    neighbouring frames say nearly the same: more episodes for the same time.
+    neighbouring frames are much alike: more episodes for the same time.
     """
 
     env: dict[str, Any] = field(default_factory=dict)

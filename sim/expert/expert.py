@@ -28,7 +28,7 @@ class Expert:
     """A demonstrator for any goal that names predicates of the scene; see `embodied.protocols.Expert`.
 
     goal: predicates such as [["on", "akita_black_bowl_1", "plate_1"]] instead of the task's own. pace: share of full
-    speed in (0, 1]; policies imitate a slow hand more exactly than a fast one.
+    speed in (0, 1].
     """
 
     def __init__(self, goal: list[Predicate] | None = None, pace: float = 1.0) -> None:
