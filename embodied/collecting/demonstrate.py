@@ -74,12 +74,11 @@ class Demonstrator:
             lead=planned.lead,
             noise_memory=planned.noise_memory,
         )
-        shape = (len(executed), ACTION_DIM)
         return EpisodeRecord(
             line,
             snapshot,
-            np.array(executed, np.float32).reshape(shape),
-            np.array(intended, np.float32).reshape(shape),
+            np.array(executed, np.float32).reshape(-1, ACTION_DIM),
+            np.array(intended, np.float32).reshape(-1, ACTION_DIM),
             np.array(states, np.float32).reshape(-1, STATE_DIM),
             final_state(env),
         )

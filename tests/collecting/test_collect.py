@@ -312,12 +312,11 @@ def test_kill_9_of_the_command_at_random_moments(tmp_path: Path, settings: dict)
     hold = tmp_path / "hold"
     overrides = [f"env._target_={TARGETS[0]}", "env.suite=points", f"+env.hold={hold}", f"task_list={TARGETS[2]}"]
     overrides += [f"expert._target_={TARGETS[1]}", "size=64", "tasks=[0,1]", "episodes=4", f"out={out}"]
+    overrides += ["workers=1"]  # each worker has an environment of its own, which counts for itself
     command = [sys.executable, "-c", code, "collect", *overrides]
     chance = random.Random(1)
     for kind, sign in (("steps", out / "records/episodes.jsonl"), ("images", out / "meta/info.json")):
-        hold.write_text(
-            f"{kind} {chance.randint(25, 40)}"
-        )  # of each task: its first episode is shorter, all are longer
+        hold.write_text(f"{kind} {chance.randint(25, 40)}")  # a task's first episode has fewer, all together more
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(sign)
         time.sleep(chance.uniform(0, 0.4))

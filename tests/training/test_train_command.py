@@ -183,13 +183,13 @@ def test_modules_may_begin_anew_on_a_checkpoint(small_cache, tmp_path, arguments
     more = ["stage.steps=1", "stage.lr=0", f"stage.init={first}", "policy.depth=2"]
     with pytest.raises(ValueError, match=r"weights differ from the model of config.json, first blocks.1"):
         train(arguments(small_cache.folder, tmp_path / "second", *more))
-    with pytest.raises(ValueError, match=r"fresh should name modules .*reader.*, got 'block'"):
+    with pytest.raises(ValueError, match=r"fresh should name modules .*readers.*, got 'block'"):
         train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[block]"))
-    train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[blocks,reader.state]"))
+    train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[blocks,state]"))
     old, new = (load_checkpoint(tmp_path / name).model.state_dict() for name in ("first", "second"))
     same = {key for key in old if torch.equal(old[key], new[key])}
-    assert {"place", "head.1.weight", "reader.words.key.weight"} <= same
-    assert not {"blocks.0.qkv.weight", "reader.state.net.0.weight"} & same
+    assert {"place", "head.1.weight", "words.key.weight"} <= same
+    assert not {"blocks.0.qkv.weight", "state.net.0.weight"} & same
 
 
 def test_the_split_has_a_seed_of_its_own(small_cache):
