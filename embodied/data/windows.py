@@ -87,6 +87,7 @@ class Windows:
         self.every = self._image_every()
         self.counts = -(-cache.episodes.length[self.episodes] // self.every)
         self._ends = np.cumsum(self.counts)
+        self._starts = self._ends - self.counts
         self._weights = self._sample_weights(weights)
         if len(self) == 0:
             raise ValueError(f"{cache.folder}: no episode was chosen, so there is no sample: check the selection")
@@ -107,8 +108,8 @@ class Windows:
         position = np.searchsorted(self._ends, samples, side="right")
         episode = self.episodes[position]
         first = self.cache.episodes.start[episode]
-        local = samples - (self._ends[position] - self.counts[position])
-        return Rows(first + local * self.every, episode, first, first + self.cache.episodes.length[episode] - 1)
+        frame = first + (samples - self._starts[position]) * self.every
+        return Rows(frame, episode, first, first + self.cache.episodes.length[episode] - 1)
 
     def samples_at(self, episode: int, frames: np.ndarray) -> np.ndarray:
         """Frame numbers in an episode (B,) -> their sample numbers. ValueError for frames that are no samples."""
@@ -121,7 +122,7 @@ class Windows:
             raise ValueError(
                 f"{self.cache.folder}: episode {episode} has pictures every {self.every} frames: ask there"
             )
-        return self._ends[position] - self.counts[position] + local
+        return self._starts[position] + local
 
     def gather(self, key: str, frames: np.ndarray) -> np.ndarray:
         """Rows of a camera or column at frame numbers of any shape (...): (..., *value shape), a copy."""
