@@ -112,21 +112,32 @@ def export_checkpoint(path: str | Path, out: Path, dtype: torch.dtype, change: M
     }
     model = loaded.model
     if change:
-        model = build_model(merged_settings(loaded.config["model"], change))
+        model = build_model(changed_settings(loaded.config["model"], change))
     out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, model, loaded.pipeline, weights=weights, info=loaded.config["info"])
     return source
 
 
-def merged_settings(settings: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with some of them replaced, level by level. ValueError for a key that they do not have."""
+def changed_settings(settings: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's `model` entry with some settings replaced, level by level; ValueError for a key it does not have.
+
+    Settings that are newer than the checkpoint have their defaults.
+    """
+    if not change:
+        return dict(settings)
+    with torch.device("meta"):
+        every = build_model(settings).config()
+    return _merged({"_target_": settings["_target_"], **every}, change)
+
+
+def _merged(settings: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [key for key in change if key not in settings]
     if unknown:
         raise ValueError(
             f"change should name settings of the checkpoint, got {unknown[0]!r}: one of {sorted(settings)}"
         )
     return {
-        key: merged_settings(value, change[key])
+        key: _merged(value, change[key])
         if isinstance(value, Mapping) and isinstance(change.get(key), Mapping)
         else change.get(key, value)
         for key, value in settings.items()

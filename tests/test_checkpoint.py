@@ -122,6 +122,18 @@ def test_export_changes_settings_that_exist(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_setting_newer_than_the_checkpoint_can_be_changed(tmp_path):
+    save_checkpoint(tmp_path / "old", PersistState(state={"width": 16, "depth": 1}), Pipeline([], {}))
+    path = tmp_path / "old/config.json"
+    config = json.loads(path.read_text())
+    del config["model"]["world"]["current_noise"]
+    path.write_text(json.dumps(config))
+    assert load_checkpoint(tmp_path / "old").model.world.current_noise == 0
+    export_checkpoint(tmp_path / "old", tmp_path / "new", torch.float32, {"world": {"current_noise": 0.5}})
+    model = load_checkpoint(tmp_path / "new").model
+    assert (model.world.current_noise, model.state.width) == (0.5, 16)
+
+
 def test_digest_names_weights_and_configuration(original, folder):
     first = load_checkpoint(original).digest
     assert load_checkpoint(folder).digest == first

@@ -16,10 +16,10 @@ from embodied.checkpoint import (
     MODEL_FILE,
     STATISTICS,
     build_model,
+    changed_settings,
     inside,
     list_steps,
     load_weights,
-    merged_settings,
     read_json,
     resolve_checkpoint,
 )
@@ -214,7 +214,7 @@ def _model_settings(config: TrainConfig) -> tuple[dict[str, Any], str | None]:
         return dict(given[0]), None
     start = str(given[0]["checkpoint"])
     earlier = dict(read_json(resolve_checkpoint(Path(start)), CONFIG)["model"])
-    return merged_settings(earlier, given[0].get("change") or {}), start
+    return changed_settings(earlier, given[0].get("change") or {}), start
 
 
 def _split(

@@ -40,6 +40,7 @@ class BehaviourCloning(nn.Module):
         heads: int = 4,
         hidden: int = 64,
         keypoints: int = 32,
+        mix: int = 0,
         chunk: int = 10,
         image_size: int = 128,
         dropout: float = 0.0,
@@ -56,7 +57,7 @@ class BehaviourCloning(nn.Module):
         fine, coarse = (self.features.tower.shape(stride, image_size) for stride in self.features.tower.strides)
         self.words = LanguagePool(WORD_WIDTH, width)
         self.readers = nn.ModuleList(
-            [KeypointReader(fine, coarse, hidden, keypoints, width, width) for _ in IMAGE_KEYS]
+            [KeypointReader(fine, coarse, hidden, keypoints, width, width, mix) for _ in IMAGE_KEYS]
         )
         self.state = StateEncoder(STATE_6D, width)
         self.action = nn.Parameter(torch.zeros(1, 1, width))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from world_parts import tiny_nano
 
 from embodied.checkpoint import list_steps, load_checkpoint
 from embodied.cli.train import run as train
@@ -57,3 +58,18 @@ def test_the_checkpoint_runs_itself(world_cache: Any, tmp_path: Path) -> None:
     assert loaded.model.space.codec.basis.abs().sum() > 0  # the fitted codec came along
     assert loaded.model.scale.min() > 0
     assert [type(t).__name__ for t in loaded.pipeline.transforms] == ["FramePoses"]
+
+
+def test_noise_on_the_current_frame_moves_what_is_predicted_too() -> None:
+    """The target starts from the noised frame: a model that copies the present errs by the noise, and only in training.
+
+    With sigma_data 1 and F = 0 the estimate is nearly 0 at low noise levels, so the error is the target's mean square.
+    """
+    model = tiny_nano(world={"action_width": 32, "current_noise": 0.5}, edm={"log_mean": 5.0, "log_std": 0.0})
+    model.network.forward = lambda frames, current, level, tokens: torch.zeros_like(frames)  # type: ignore[method-assign]
+    latents = torch.zeros(64, model.memory.frames, *model.space.shape)
+    actions, valid = torch.zeros(64, model.memory.frames, model.frame_actions.width), torch.ones(64, model.memory.chunk)
+    still = model.teacher_forced(latents, actions, valid)[1]
+    noised = model.teacher_forced(latents, actions, valid, training=True)[1]
+    assert still.mean().item() < 0.01
+    assert noised.mean().item() == pytest.approx(0.25, rel=0.5)

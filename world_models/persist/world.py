@@ -50,8 +50,9 @@ class WorldConfig:
 
     actions: observed or commanded poses, or the motions since the frame before. action_key: the action column.
     residual: predict the change since the current frame, scaled to a mean square of 1, instead of the frame.
-    history_noise: deviation of the noise level of each history frame in training; history_dropout: share of samples
-    whose history is the current frame over and over; condition_dropout: of samples without actions, and as many
+    history_noise: deviation of the noise level of each history frame in training; current_noise: of the current frame,
+    in units of `scale`, so that an imagined frame's errors are corrected and not carried on. history_dropout: share of
+    samples whose history is the current frame over and over; condition_dropout: of samples without actions, and as many
     without the current frame. guidance: classifier-free weight at a chunk's first and last frame, 1 turns it off.
     """
 
@@ -60,6 +61,7 @@ class WorldConfig:
     action_width: int = 128
     residual: bool = True
     history_noise: float = 0.3
+    current_noise: float = 0.0
     history_dropout: float = 0.15
     condition_dropout: float = 0.05
     guidance: list[float] = field(default_factory=lambda: [1.0, 1.0])
@@ -257,11 +259,16 @@ class PersistWorld(nn.Module):
         return Condition(past, current, tokens).without(actions=drop[0], image=drop[1])
 
     def _noised(self, past: Tensor) -> Tensor:
-        """History with noise of its own level a frame, rescaled (Ctrl-World); the current frame stays clean."""
+        """History with noise of its own level a frame, rescaled (Ctrl-World); the current frame stays as it is."""
         level = self.world.history_noise * torch.randn(past.shape[:2], device=past.device)
         level[:, -1] = 0.0
         level = level.reshape(*past.shape[:2], *[1] * (past.ndim - 2))
         return (past + level * torch.randn_like(past)) / (1 + level.square()).sqrt()
+
+    def _noised_current(self, current: Tensor) -> Tensor:
+        """(B, *L) with white noise of its own level a sample; what is predicted starts from it."""
+        level = self.world.current_noise * torch.randn(len(current), device=current.device)
+        return current + expand(level, current) * self.scale * torch.randn_like(current)
 
     def to_model(self, latents: Tensor, current: Tensor) -> Tensor:
         """Latents (B, T, *L) as diffusion sees them."""
@@ -299,6 +306,8 @@ class PersistWorld(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """w(s) |D - x|^2 and |D - x|^2 on the new frames of true clips, each (B,)."""
         context = latents[:, : self.memory.context]
+        if training and self.world.current_noise:
+            context = torch.cat([context[:, :-1], self._noised_current(context[:, -1])[:, None]], dim=1)
         target = self.to_model(latents[:, self.memory.context :], context[:, -1])
         condition = self.condition(context, actions_BFA, training)
         sigma_B = draw_sigma(self.edm, len(target), target.device)

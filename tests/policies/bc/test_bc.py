@@ -10,9 +10,9 @@ from embodied.training.augment import StateNoise
 from embodied.training.model import TrainableModel
 from policies.bc.layers import LanguagePool
 from policies.bc.model import BehaviourCloning
-from policies.layers import KeypointReader, SpatialSoftmax, StateEncoder, _bilinear
+from policies.layers import KeypointReader, Neighbours, SpatialSoftmax, StateEncoder, _bilinear
 
-SMALL = {"width": 16, "depth": 1, "heads": 2, "hidden": 8, "keypoints": 4, "chunk": 3, "image_size": 32}
+SMALL = {"width": 16, "depth": 1, "heads": 2, "hidden": 8, "keypoints": 4, "mix": 4, "chunk": 3, "image_size": 32}
 TEXTS = ["put the bowl on the stove", "turn on the stove"]
 
 
@@ -91,9 +91,19 @@ def test_every_parameter_is_trained(model):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-def test_language_moves_the_keypoints():
+def test_neighbours_equal_a_convolution():
+    mix = Neighbours(3, 5, (4, 6))
+    convolution = torch.nn.Conv2d(3, 5, 3, padding=1)
+    convolution.weight.data = mix.linear.weight.detach().view(5, 3, 3, 3).permute(0, 3, 1, 2).contiguous()
+    convolution.bias.data = mix.linear.bias.detach()  # type: ignore[union-attr]
+    x = torch.randn(2, 3, 4, 6)
+    torch.testing.assert_close(mix(x.flatten(2).transpose(1, 2)), convolution(x).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("mix", [0, 4])
+def test_language_moves_the_keypoints(mix):
     torch.manual_seed(0)
-    reader = KeypointReader((5, 4, 4), (6, 2, 2), 8, 4, 3, 16)
+    reader = KeypointReader((5, 4, 4), (6, 2, 2), 8, 4, 3, 16, mix)
     fine, coarse = torch.randn(1, 5, 4, 4), torch.randn(1, 6, 2, 2)
     one, other = (reader(fine, coarse, torch.randn(1, 3)) for _ in range(2))
     assert one.shape == (1, 2, 16)
