@@ -39,8 +39,8 @@ class KeypointReader(nn.Module):
 
     Linear maps of cells, feature-wise modulation by language (Perez et al. 2018, FiLM), keypoints.
     The fine map also sees the coarse one's wider context. fine, coarse: (C, h, w) of the maps; language: L, or None to
-    read the same whatever the words. mix: channels that the fine map has when each cell takes in its eight neighbours
-    (a 3x3 convolution), 0 for none: with it, things are found from a third of the layouts.
+    read the same whatever the words. mix: channels that the fine map has before each cell takes in its eight neighbours
+    (a 3x3 convolution); 0: no such step.
     """
 
     enlarge_PQ: torch.Tensor
