@@ -15,6 +15,8 @@ from torch.nn import functional
 FEATURE_SCALE = 1 / 8  # the tower's maps have a standard deviation of about 8 on LIBERO's images
 STATE_POSITION = 3  # the first numbers of the state are a position
 
+Film = tuple[torch.Tensor, torch.Tensor]  # scale (B, 1, H), beside 1, and shift (B, 1, H)
+
 
 class SpatialSoftmax(nn.Module):
     """Heat of h x w cells (B, P, K), P = h w -> expected coordinates in [-1, 1] and the maximum of each: (B, 3 K).
@@ -58,49 +60,40 @@ class KeypointReader(nn.Module):
         super().__init__()
         self.project = nn.ModuleList([nn.Linear(fine[0], mix or hidden), nn.Linear(coarse[0], hidden)])
         self.widen = nn.Linear(hidden, mix) if mix else nn.Identity()
-        self.mix = Neighbours(mix, hidden, fine[1:]) if mix else None
+        self.mix = nn.Conv2d(mix, hidden, 3, padding=1) if mix else None
         self.modulate = None if language is None else nn.Linear(language, 4 * hidden + 2 * mix)
         self.heat = nn.ModuleList([nn.Linear(hidden, keypoints) for _ in range(2)])
         self.keypoints = nn.ModuleList([SpatialSoftmax(*fine[1:]), SpatialSoftmax(*coarse[1:])])
         self.token = nn.ModuleList([nn.Linear(3 * keypoints, width) for _ in range(2)])
         self.register_buffer("enlarge_PQ", _bilinear(coarse[1:], fine[1:]), persistent=False)
-        self.sizes = [hidden] * 4 + ([mix] * 2 if mix else [])
+        self.grid, self.sizes = fine[1:], [hidden] * 4 + [mix] * 2
 
     def forward(
         self, fine_BChw: torch.Tensor, coarse_BChw: torch.Tensor, language_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
         coarse_BQH = self.project[1](_cells(coarse_BChw))
         fine_BPM = self.project[0](_cells(fine_BChw)) + self.enlarge_PQ @ self.widen(coarse_BQH)
-        film = None
-        if self.modulate is not None:
-            assert language_BL is not None
-            film = self.modulate(language_BL)[:, None].split(self.sizes, dim=-1)
+        fine_film, coarse_film, mix_film = self._film(language_BL)
         if self.mix is not None:
-            if film is not None:
-                fine_BPM = fine_BPM * (1 + film[4]) + film[5]
-            fine_BPM = self.mix(functional.relu(fine_BPM))
-        maps = [fine_BPM, coarse_BQH]
-        if film is not None:
-            maps = [x * (1 + film[2 * i]) + film[2 * i + 1] for i, x in enumerate(maps)]
+            cells_BMP = functional.relu(_modulated(fine_BPM, mix_film)).transpose(1, 2)
+            fine_BPM = self.mix(cells_BMP.unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+        maps = [_modulated(fine_BPM, fine_film), _modulated(coarse_BQH, coarse_film)]
         heats = [self.heat[i](functional.relu(x)).float() for i, x in enumerate(maps)]
         with torch.autocast(fine_BChw.device.type, enabled=False):  # bfloat16 rounds places to a quarter of a pixel
             tokens = [self.token[i](self.keypoints[i](heat)) for i, heat in enumerate(heats)]
         return torch.stack(tokens, dim=1)
 
+    def _film(self, language_BL: torch.Tensor | None) -> list[Film | None]:
+        """Scale and shift of the fine map, the coarse map, and the fine one before it is mixed."""
+        if self.modulate is None:
+            return [None] * 3
+        assert language_BL is not None
+        parts = self.modulate(language_BL)[:, None].split(self.sizes, dim=-1)
+        return [(parts[i], parts[i + 1]) for i in (0, 2, 4)]
 
-class Neighbours(nn.Module):
-    """A 3x3 convolution of cells (B, P, M) -> (B, P, H), P = h w, as one matrix product: several times faster than a
-    convolution of so few channels on a CPU."""
 
-    def __init__(self, inside: int, outside: int, size: tuple[int, ...]) -> None:
-        super().__init__()
-        self.size, self.linear = size, nn.Linear(9 * inside, outside)
-
-    def forward(self, x_BPM: torch.Tensor) -> torch.Tensor:
-        h, w = self.size
-        x_BhwM = functional.pad(x_BPM.unflatten(1, (h, w)), (0, 0, 1, 1, 1, 1))
-        shifted = [x_BhwM[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-        return self.linear(torch.cat(shifted, dim=-1).flatten(1, 2))
+def _modulated(x_BPH: torch.Tensor, film: Film | None) -> torch.Tensor:
+    return x_BPH if film is None else x_BPH * (1 + film[0]) + film[1]
 
 
 def _cells(maps_BChw: torch.Tensor) -> torch.Tensor:

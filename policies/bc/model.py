@@ -141,13 +141,15 @@ def _check_sizes(arguments: dict[str, Any]) -> None:
         "heads": 32,
         "hidden": 1024,
         "keypoints": 512,
+        "mix": 512,
         "chunk": 200,
         "image_size": 1024,
     }
+    least = {"chunk": 2, "mix": 0}
     for name, limit in limits.items():
-        value = arguments[name]
-        if not isinstance(value, int) or not (2 if name == "chunk" else 1) <= value <= limit:
-            raise ValueError(f"policy bc: {name} should be an integer in 1..{limit}, got {value!r}")
+        value, low = arguments[name], least.get(name, 1)
+        if not isinstance(value, int) or not low <= value <= limit:
+            raise ValueError(f"policy bc: {name} should be an integer in {low}..{limit}, got {value!r}")
     if not 0.0 <= arguments["dropout"] < 1.0:
         raise ValueError(f"policy bc: dropout should lie in [0, 1), got {arguments['dropout']!r}")
     if arguments["width"] % arguments["heads"]:

@@ -10,7 +10,7 @@ from embodied.training.augment import StateNoise
 from embodied.training.model import TrainableModel
 from policies.bc.layers import LanguagePool
 from policies.bc.model import BehaviourCloning
-from policies.layers import KeypointReader, Neighbours, SpatialSoftmax, StateEncoder, _bilinear
+from policies.layers import KeypointReader, SpatialSoftmax, StateEncoder, _bilinear
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "hidden": 8, "keypoints": 4, "mix": 4, "chunk": 3, "image_size": 32}
 TEXTS = ["put the bowl on the stove", "turn on the stove"]
@@ -91,13 +91,26 @@ def test_every_parameter_is_trained(model):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-def test_neighbours_equal_a_convolution():
-    mix = Neighbours(3, 5, (4, 6))
-    convolution = torch.nn.Conv2d(3, 5, 3, padding=1)
-    convolution.weight.data = mix.linear.weight.detach().view(5, 3, 3, 3).permute(0, 3, 1, 2).contiguous()
-    convolution.bias.data = mix.linear.bias.detach()  # type: ignore[union-attr]
-    x = torch.randn(2, 3, 4, 6)
-    torch.testing.assert_close(mix(x.flatten(2).transpose(1, 2)), convolution(x).flatten(2).transpose(1, 2))
+def test_with_mix_a_cell_is_read_with_its_neighbours():
+    """The heat of a cell moves when its right neighbour's features do; without mix it does not."""
+    fine, coarse = torch.randn(1, 5, 4, 4), torch.randn(1, 6, 2, 2)
+    changed = fine.clone()
+    changed[..., 2, 2] += 50.0
+    for mix in (0, 4):
+        torch.manual_seed(0)
+        reader, heats = KeypointReader((5, 4, 4), (6, 2, 2), 8, 4, None, 16, mix), []
+        reader.keypoints[0].register_forward_pre_hook(lambda _, inputs, heats=heats: heats.append(inputs[0]))
+        reader(fine, coarse), reader(changed, coarse)
+        moved = (heats[0] != heats[1]).any(dim=-1).view(4, 4)
+        assert moved[2, 2]
+        assert moved[2, 1].item() is bool(mix)
+        assert not moved[:, 0].any()
+
+
+@pytest.mark.parametrize("mix", [-1, 10**9])
+def test_sizes_have_bounds(mix):
+    with pytest.raises(ValueError, match=r"mix should be an integer in 0\.\.512"):
+        BehaviourCloning(**SMALL | {"mix": mix})
 
 
 @pytest.mark.parametrize("mix", [0, 4])
