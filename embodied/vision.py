@@ -1,4 +1,4 @@
-"""A frozen vision tower: uint8 images to feature maps. timm and the weights' package are imported on first use.
+"""Vision towers: images to feature maps, frozen or trained on with a model. timm is imported on first use.
 
 Shapes: N images, H W pixels, C channels of a map, h w its cells.
 """
@@ -73,29 +73,64 @@ class VisionTower:
         return self
 
     def _maps(self, network: torch.nn.Module, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        x = images.to(self._device).permute(0, 3, 1, 2).float().div_(255.0)  # the view stays channels-last
-        x = (x - self._settings["mean"]) / self._settings["std"]
-        maps = network(x)
-        return {
-            stride: maps[position].float()
-            for position, stride in enumerate(sorted(self._settings["maps"]))
-            if stride in self.strides
-        }
+        maps = _all_maps(network, self._settings, images.to(self._device))
+        return {stride: maps[stride] for stride in self.strides}
 
     def _load(self) -> torch.nn.Module:
         if self._network is None:
             with torch.random.fork_rng(devices=[]):  # a network made on first use draws nothing from the caller's
-                network = _efficientnet(self._settings, next(iter(locate(self.name).values())))
-            self._network = network.to(self._device)
+                network = _network(self._settings)
+            _load_public(network, self._settings, next(iter(locate(self.name).values())))
+            self._network = network.eval().requires_grad_(False).to(self._device)
         return self._network
 
 
-def _efficientnet(settings: dict[str, Any], path: Path) -> torch.nn.Module:
-    """timm's network with the package's weights, cut after the last stage that is read."""
+class TrainedTower(torch.nn.Module):
+    """A tower's network as part of a model: its weights go on from the public ones, and are the model's own.
+
+    Batch norms keep the public statistics, in training too. Raises ValueError as VisionTower does.
+    """
+
+    def __init__(self, name: str = "efficientnet-lite0") -> None:
+        super().__init__()
+        if name not in TOWERS:
+            raise ValueError(f"vision tower should be one of {', '.join(TOWERS)}, got {name}")
+        self._settings = TOWERS[name]
+        with torch.random.fork_rng(devices=[]):
+            self.network = _network(self._settings)
+        if not next(self.network.parameters()).is_meta:  # a model that is only measured has no weights
+            _load_public(self.network, self._settings, next(iter(locate(name).values())))
+        self.network.eval()
+
+    def train(self, mode: bool = True) -> TrainedTower:
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, images_NHWC: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Images (N, H, W, 3) in 0..255, any dtype -> {stride: float32 (N, C, h, w)}."""
+        return _all_maps(self.network, self._settings, images_NHWC)
+
+
+def _all_maps(network: torch.nn.Module, settings: dict[str, Any], images_NHWC: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Images (N, H, W, 3) in 0..255 on the network's device -> {stride: float32 (N, C, h, w)}."""
+    x = images_NHWC.permute(0, 3, 1, 2).float() / 255.0  # the view stays channels-last
+    maps = network((x - settings["mean"]) / settings["std"])
+    return {stride: maps[position].float() for position, stride in enumerate(sorted(settings["maps"]))}
+
+
+def _network(settings: dict[str, Any]) -> torch.nn.Module:
+    """timm's network, cut after the last stage that is read."""
     import timm
 
     indices = tuple(index for index, _ in settings["maps"].values())
     network: Any = timm.create_model(settings["timm"], pretrained=False, features_only=True, out_indices=indices)
+    network.blocks = network.blocks[: settings["stages"]]
+    return network.to(memory_format=torch.channels_last)
+
+
+def _load_public(network: torch.nn.Module, settings: dict[str, Any], path: Path) -> None:
+    """The package's weights into a network of `_network`."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     # The package uses other names for the same modules in the same order; shapes are compared one by one.
     values = [value for key, value in saved.items() if not key.endswith("num_batches_tracked")]
@@ -105,8 +140,6 @@ def _efficientnet(settings: dict[str, Any], path: Path) -> torch.nn.Module:
     if wrong:
         raise ValueError(f"{path}: weights should have the shapes of timm's {settings['timm']}, {wrong[0]} differs")
     network.load_state_dict(state, strict=False)
-    network.blocks = network.blocks[: settings["stages"]]
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _as_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:

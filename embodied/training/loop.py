@@ -58,6 +58,8 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
     Raises BadBatchError after `max_bad_batches` batches in a row without a finite gradient.
     """
     config, stage, model = job.config, job.config.stage, job.model
+    for part in getattr(model, "compiled", ()) if config.compile else ():
+        part.compile()
     module, optimizer = accelerator.prepare(_Step(model), make_optimizer(model, stage))
     ema = Ema(model, stage.ema)
     progress = _resume(job, optimizer, ema)
@@ -70,7 +72,7 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
     for step in range(first, last):
         seed_step(config.seed, step, accelerator.process_index)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, stage)
+            group["lr"] = learning_rate(step, stage) * group.get("scale", 1.0)  # absent in older states
         batches, loss, metrics = _backward(job, module, accelerator, clock)
         norm = accelerator.clip_grad_norm_(module.parameters(), stage.clip_norm or math.inf)
         progress.step, progress.sampler = step + 1, job.loader.state_dict()

@@ -38,6 +38,7 @@ class TrainableModel(Protocol):
 
     Optional: `fit(windows, earlier)` learns from the training windows what no gradient learns (a tokenizer), before the
     first step; `earlier` holds the arguments of the checkpoint that the run goes on or starts from, or None.
+    `compiled` lists the modules that `compile=true` compiles.
     """
 
     stages: tuple[str, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -12,16 +13,42 @@ from embodied.training.config import StageConfig
 
 
 def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.AdamW:
-    """AdamW over what requires gradients; vectors and scalars (biases, norms) are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    """AdamW over what requires gradients; vectors and scalars (biases, norms) are not decayed.
+
+    Each group's "scale" is what the learning rate of its modules is multiplied with (`stage.lr_scale`).
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError(f"stage {stage.name!r} leaves nothing to train: check the model's set_stage")
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": stage.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    factors = _factors(stage.lr_scale, list(trained))
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        scale = next((value for key, value in factors.items() if _inside(name, key)), 1.0)
+        decay = stage.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    order = sorted(groups, key=lambda key: (key[0] != 1.0, -key[1]))
     first, second = stage.betas
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.lr, betas=(first, second))
+    return torch.optim.AdamW(
+        [{"params": groups[key], "weight_decay": key[1], "scale": key[0]} for key in order],
+        lr=stage.lr,
+        betas=(first, second),
+    )
+
+
+def _factors(given: Any, trained: list[str]) -> dict[str, float]:
+    """`stage.lr_scale`, checked: modules that are trained -> positive numbers."""
+    factors = {} if given is None else given
+    if not isinstance(factors, dict) or not all(isinstance(v, (int, float)) and v > 0 for v in factors.values()):
+        raise ValueError(f"stage.lr_scale should map modules to positive numbers, got {given!r}: use {{MODULE: 0.3}}")
+    unused = [key for key in factors if not any(_inside(name, str(key)) for name in trained)]
+    if unused:
+        modules = ", ".join(dict.fromkeys(name.split(".")[0] for name in trained))
+        raise ValueError(f"stage.lr_scale should name modules that are trained ({modules}, ...), got {unused[0]!r}")
+    return {str(key): float(value) for key, value in factors.items()}
+
+
+def _inside(parameter: str, module: str) -> bool:
+    return parameter == module or parameter.startswith(f"{module}.")
 
 
 def learning_rate(step: int, stage: StageConfig) -> float:

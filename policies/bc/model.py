@@ -1,6 +1,6 @@
 """Language-conditioned behaviour cloning with action chunks: the baseline every later method is measured against.
 
-Frozen image features -> keypoints under the instruction -> a small transformer -> a chunk of actions, L1 loss.
+Image features -> keypoints under the instruction -> a small transformer -> a chunk of actions, L1 loss.
 Shapes: B batch, H chunk, A action numbers, S state numbers, D width, T tokens.
 """
 
@@ -17,8 +17,8 @@ from embodied.language import LanguageTower
 from embodied.schema import ACTION, ACTION_DIM, IMAGE_KEYS, STATE, STATE_DIM, TASK
 from embodied.training.augment import StateNoise
 from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
-from embodied.vision import TowerFeatures, VisionTower
 from policies.bc.layers import Block, LanguagePool
+from policies.camera_maps import CameraMaps
 from policies.layers import KeypointReader, StateEncoder
 
 STATE_6D = STATE_DIM + 3  # axis-angle as six numbers
@@ -28,7 +28,8 @@ POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 class BehaviourCloning(nn.Module):
     """A TrainableModel (stage "bc") and a ChunkModel. Sizes are arguments; see configs/policy/bc.yaml.
 
-    dropout: of the transformer's branches and of whole channels of the image features.
+    dropout: of the transformer's branches and of whole channels of the image features. tune: the vision tower is
+    trained too, on images moved by up to `shift` pixels and recoloured by up to `colour`.
     """
 
     stages = ("bc",)
@@ -44,6 +45,9 @@ class BehaviourCloning(nn.Module):
         chunk: int = 10,
         image_size: int = 128,
         dropout: float = 0.0,
+        tune: bool = False,
+        shift: int = 0,
+        colour: float = 0.0,
         vision: str = "efficientnet-lite0",
         language: str = "minilm-l6",
     ) -> None:
@@ -52,9 +56,9 @@ class BehaviourCloning(nn.Module):
         _check_sizes(self._arguments)
         self.chunk, self.image_size, self.image_keys = chunk, image_size, IMAGE_KEYS
         self.frozen = (vision, language)
-        self.features = TowerFeatures(VisionTower(vision), IMAGE_KEYS, image_size)
-        self.language = LanguageTower(language)
-        fine, coarse = (self.features.tower.shape(stride, image_size) for stride in self.features.tower.strides)
+        self.vision = CameraMaps(vision, image_size, tune, shift, colour, dropout)
+        self.features, self.language = self.vision.features, LanguageTower(language)
+        fine, coarse = self.vision.shapes
         self.words = LanguagePool(WORD_WIDTH, width)
         self.readers = nn.ModuleList(
             [KeypointReader(fine, coarse, hidden, keypoints, width, width, mix) for _ in IMAGE_KEYS]
@@ -63,13 +67,16 @@ class BehaviourCloning(nn.Module):
         self.action = nn.Parameter(torch.zeros(1, 1, width))
         self.place = nn.Parameter(torch.randn(1, 3 + 2 * len(IMAGE_KEYS), width) * 0.02)
         self.blocks = nn.Sequential(*[Block(width, heads, dropout=dropout) for _ in range(depth)])
-        self.drop_channels = nn.Dropout2d(dropout)
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, chunk * ACTION_DIM)
         )
 
     def config(self) -> dict[str, Any]:
         return dict(self._arguments)
+
+    @property
+    def compiled(self) -> list[nn.Module]:
+        return self.vision.compiled
 
     def transforms(self) -> list[Transform]:
         return [
@@ -81,7 +88,7 @@ class BehaviourCloning(nn.Module):
 
     def windows(self, stage: str) -> WindowConfig:
         _check_stage(stage)
-        return WindowConfig(observations=[*self.features.columns, STATE], actions=[ACTION], chunk=self.chunk)
+        return WindowConfig(observations=[*self.vision.observations, STATE], actions=[ACTION], chunk=self.chunk)
 
     def relabel(self, stage: str) -> list[Relabel]:
         _check_stage(stage)
@@ -101,15 +108,14 @@ class BehaviourCloning(nn.Module):
 
     def predict(self, batch: dict[str, Any]) -> torch.Tensor:
         """Observation after the pipeline, images (B, size, size, 3) uint8 -> normalised actions (B, H, A)."""
-        return self({**batch, **self.features.maps({key: batch[key] for key in self.image_keys})})
+        return self(batch)
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Feature columns, state (B, S) and B instructions -> normalised actions (B, H, A)."""
+        """Feature columns or images, state (B, S) and B instructions -> normalised actions (B, H, A)."""
         language_BD = self._language(batch[TASK])
-        tokens = [
-            self._read(reader, camera, batch, language_BD)
-            for reader, camera in zip(self.readers, self.image_keys, strict=True)
-        ]
+        maps = self.vision(batch, language_BD.device)
+        readers = zip(self.readers, self.image_keys, strict=True)
+        tokens = [reader(*maps[camera], language_BD) for reader, camera in readers]
         state_BD = self.state(batch[STATE])
         action_B1D = self.action.expand(len(state_BD), 1, -1)
         x_BTD = torch.cat([*tokens, state_BD[:, None], language_BD[:, None], action_B1D], dim=1) + self.place
@@ -121,11 +127,6 @@ class BehaviourCloning(nn.Module):
         words, mask = (x.to(self.action.device) for x in self.language(distinct))
         number = {text: i for i, text in enumerate(distinct)}
         return self.words(words, mask)[[number[text] for text in texts]]
-
-    def _read(self, reader: nn.Module, camera: str, batch: dict[str, Any], language_BD: torch.Tensor) -> torch.Tensor:
-        columns = (self.features.column(stride, camera) for stride in self.features.tower.strides)
-        maps = [self.drop_channels(batch[column].float()) for column in columns]
-        return reader(*maps, language_BD)
 
 
 def _check_stage(stage: str) -> None:

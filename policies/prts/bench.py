@@ -166,6 +166,7 @@ def _walks(count: int, chunk: int, seed: int = 0) -> np.ndarray:
 def random_batch(model: PRTSNano, count: int, device: str) -> dict[str, Any]:
     """A training batch with cached image features, four instructions."""
     generator = torch.Generator().manual_seed(0)
+    assert model.features is not None
     columns = model.features.columns.items()
     batch: dict[str, Any] = {name: 8 * torch.randn(count, *shape, generator=generator) for name, shape in columns}
     batch[STATE] = torch.randn(count, STATE_6D, generator=generator)

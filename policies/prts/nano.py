@@ -1,8 +1,9 @@
-"""PRTS's small backbone: frozen EfficientNet-Lite0 and MiniLM features, a small decoder of transformers' Qwen3 blocks.
+"""PRTS's small backbone: EfficientNet-Lite0 and MiniLM features, a small decoder of transformers' Qwen3 blocks.
 
 An image becomes a grid of patch tokens (each from the fine and coarse features of its patch) and keypoint tokens (where
 learnt features are, to a fraction of a patch); the state becomes one token; a word piece becomes one token. The action
 expert reads keypoints of its own under the instruction; VISION_STATE tokens must not know it, since phi sees them.
+With `tune` EfficientNet is trained too, by every loss: the flow loss reaches it through the expert's keypoints.
 
 Shapes: B samples, N tokens of a block, U distinct instructions, T tokens of a row, D width, C channels, h w cells.
 """
@@ -23,7 +24,8 @@ from embodied.language import WIDTH as WORD_WIDTH
 from embodied.language import LanguageTower
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, STATE_DIM
 from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
-from embodied.vision import TowerFeatures, VisionTower
+from embodied.vision import TowerFeatures
+from policies.camera_maps import CameraMaps, Shape
 from policies.layers import FEATURE_SCALE, KeypointReader, StateEncoder
 from policies.prts.attention import ATTENTION, make_plan
 from policies.prts.backbone import Batch, Observed, Words, distinct
@@ -31,7 +33,6 @@ from policies.prts.flow import Guide
 from policies.prts.layout import Layout
 from policies.prts.model import PRTS, PRTSConfig, check_stage
 
-Shape = tuple[int, int, int]
 STATE_6D = STATE_DIM + 3  # axis-angle as six numbers
 POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 
@@ -39,8 +40,8 @@ POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 @dataclass
 class NanoConfig:
     """Sizes. grid: patch tokens along the side of each camera's image; keypoints: learnt features of a camera whose
-    places are read, by the backbone and, under the instruction, by the action expert. dropout: of whole channels of
-    the image features, in training."""
+    places are read, by the backbone and, under the instruction, by the action expert (mix: see KeypointReader).
+    dropout: of whole channels of the image features, in training. tune, shift, colour: see CameraMaps."""
 
     width: int = 192
     layers: int = 4
@@ -50,8 +51,12 @@ class NanoConfig:
     grid: list[int] = field(default_factory=lambda: [4, 2])
     keypoints: int = 32
     hidden: int = 64
+    mix: int = 0
     image_size: int = 128
     dropout: float = 0.0
+    tune: bool = False
+    shift: int = 0
+    colour: float = 0.0
     vision: str = "efficientnet-lite0"
     language: str = "minilm-l6"
 
@@ -91,12 +96,13 @@ class NanoBackbone(nn.Module):
         if config.width % config.heads or config.heads % config.key_value_heads or (config.width // config.heads) % 2:
             raise ValueError(f"width / heads should be even and heads a multiple of key_value_heads, got {config}")
         self.width, self.image_size = config.width, config.image_size
-        self.drop_channels = nn.Dropout2d(config.dropout)
-        self.features = TowerFeatures(VisionTower(config.vision), IMAGE_KEYS, config.image_size)
+        self.vision = CameraMaps(
+            config.vision, config.image_size, config.tune, config.shift, config.colour, config.dropout
+        )
         self.language = LanguageTower(config.language)
         if len(config.grid) != len(IMAGE_KEYS):
             raise ValueError(f"grid should have a number for each of {', '.join(IMAGE_KEYS)}, got {config.grid}")
-        fine, coarse = self.map_shapes()
+        fine, coarse = self.vision.shapes
         self.cameras = nn.ModuleList([CameraTokens(fine, coarse, grid, config) for grid in config.grid])
         self.state = StateEncoder(STATE_6D, config.width)
         vision_state = sum(grid**2 + 2 for grid in config.grid) + 1
@@ -109,7 +115,7 @@ class NanoBackbone(nn.Module):
         self.requires_grad_(trainable)
 
     def observe(self, batch: Batch) -> Observed:
-        maps = self.maps(batch)
+        maps = self.vision(batch, self.place.device)
         tokens = [camera(*maps[key]) for camera, key in zip(self.cameras, IMAGE_KEYS, strict=True)]
         tokens_BND = torch.cat([*tokens, self.state(batch[STATE])[:, None]], dim=1) + self.place
         count_B = torch.full((len(tokens_BND),), tokens_BND.shape[1], device=tokens_BND.device)
@@ -132,27 +138,6 @@ class NanoBackbone(nn.Module):
             inputs_embeds=x_BND, position_ids=position_BN, attention_mask={"full_attention": mask_B1NK},
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
-
-    def with_maps(self, batch: Batch) -> Batch:
-        """The batch with the tower's maps as columns, computed from its images unless they are there."""
-        if all(name in batch for name in self.features.columns):
-            return batch
-        return {**batch, **self.features.maps({key: batch[key] for key in IMAGE_KEYS})}
-
-    def map_shapes(self) -> list[Shape]:
-        """(C, h, w) of the fine and of the coarse map."""
-        tower = self.features.tower
-        return [tower.shape(stride, self.image_size) for stride in sorted(tower.strides)]
-
-    def maps(self, batch: Batch) -> dict[str, list[Tensor]]:
-        """Each camera's fine and coarse map (B, C, h, w): the batch's columns, else computed from its images."""
-        found = self.with_maps(batch)
-        device, strides = self.place.device, sorted(self.features.tower.strides)
-        columns = {key: [self.features.column(stride, key) for stride in strides] for key in IMAGE_KEYS}
-        return {
-            key: [self.drop_channels(found[name].to(device, torch.float32)) for name in names]
-            for key, names in columns.items()
-        }
 
 
 def _qwen3(config: NanoConfig) -> Qwen3Config:
@@ -183,19 +168,23 @@ class PRTSNano(PRTS):
         nano, settings = NanoConfig(**(backbone or {})), PRTSConfig(**(method or {}))
         super().__init__(NanoBackbone(nano), settings, fast)
         self.nano = nano
-        fine, coarse = self._nano().map_shapes()
-        sizes = (nano.hidden, nano.keypoints, nano.width, nano.width)
+        fine, coarse = self._nano().vision.shapes
+        sizes = (nano.hidden, nano.keypoints, nano.width, nano.width, nano.mix)
         self.focus = nn.ModuleList([KeypointReader(fine, coarse, *sizes) for _ in IMAGE_KEYS])
         self.image_size, self.image_keys = nano.image_size, IMAGE_KEYS
         self.frozen = (nano.vision, nano.language)
 
     @property
-    def features(self) -> TowerFeatures:
-        return self._nano().features
+    def features(self) -> TowerFeatures | None:
+        return self._nano().vision.features
 
     @property
     def language(self) -> LanguageTower:
         return self._nano().language
+
+    @property
+    def compiled(self) -> list[nn.Module]:
+        return self._nano().vision.compiled
 
     def config(self) -> dict[str, Any]:
         return {"backbone": asdict(self.nano), **self.method_config()}
@@ -210,17 +199,20 @@ class PRTSNano(PRTS):
 
     def windows(self, stage: str) -> WindowConfig:
         check_stage(stage)
-        return WindowConfig(observations=[*self.features.columns, STATE], actions=[ACTION], chunk=self.chunk)
+        return WindowConfig(observations=[*self._nano().vision.observations, STATE], actions=[ACTION], chunk=self.chunk)
 
     def expert_modules(self) -> list[nn.Module]:
         return [*super().expert_modules(), self.focus]
 
+    def training_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().training_step(self._nano().vision.fill(batch))  # once for backbone and expert
+
     def predict(self, batch: Batch, noise_BHA: Tensor | None = None, guide: Guide | None = None) -> Tensor:
-        return super().predict(self._nano().with_maps(batch), noise_BHA, guide)  # once for backbone and expert
+        return super().predict(self._nano().vision.fill(batch), noise_BHA, guide)
 
     def look_again(self, batch: Batch, instruction_BD: Tensor) -> Tensor:
         """Keypoint tokens of both cameras (B, 4, D) under what the backbone made of the instruction."""
-        maps = self._nano().maps(batch)
+        maps = self._nano().vision(batch, instruction_BD.device)
         readers = zip(self.focus, IMAGE_KEYS, strict=True)
         return torch.cat([reader(*maps[key], instruction_BD) for reader, key in readers], dim=1)
 

@@ -174,6 +174,19 @@ def test_nothing_to_train_is_an_error():
         make_optimizer(Line().requires_grad_(False), StageConfig(name="fit", steps=1))
 
 
+def test_a_module_may_learn_more_slowly():
+    model = torch.nn.ModuleDict({"tower": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    optimizer = make_optimizer(model, StageConfig(name="fit", steps=1, lr_scale={"tower": 0.1}))
+    scale = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert [scale[id(p)] for p in model["tower"].parameters()] == [0.1, 0.1]
+    assert [scale[id(p)] for p in model["head"].parameters()] == [1.0, 1.0]
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(model["tower"].weight)] > 0 == decay[id(model["tower"].bias)]
+    for wrong, message in (({"towel": 0.1}, "tower, head"), ({"tower": -1}, "positive"), (0.1, "positive")):
+        with pytest.raises(ValueError, match=message):
+            make_optimizer(model, StageConfig(name="fit", steps=1, lr_scale=wrong))
+
+
 def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
     log = MetricsLog(tmp_path, LogConfig(), 0)
     for step in (1, 2, 3):

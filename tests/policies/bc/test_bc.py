@@ -34,7 +34,8 @@ def batch_of(model: BehaviourCloning, size: int = 2) -> dict:
 
 def test_it_is_what_the_loop_trains(model):
     assert isinstance(model, TrainableModel)
-    assert model.config() == {**SMALL, "dropout": 0.0, "vision": "efficientnet-lite0", "language": "minilm-l6"}
+    defaults = {"dropout": 0.0, "tune": False, "shift": 0, "colour": 0.0}
+    assert model.config() == {**SMALL, **defaults, "vision": "efficientnet-lite0", "language": "minilm-l6"}
     windows = model.windows("bc")
     assert (windows.chunk, windows.history) == (3, 1)
     assert set(windows.observations) == {STATE, *model.features.columns}
