@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from embodied.data.video_loss import parse_codec, through_codec
 from embodied.protocols import Episode, Observation, PolicySpec
 from embodied.schema import ACTION, ACTION_DIM
 from embodied.transforms import Pipeline
@@ -26,7 +27,10 @@ class ChunkModel(Protocol):
 
 
 class ChunkPolicy:
-    """Stateless between calls: every `act` sees one observation and gives one chunk."""
+    """Stateless between calls: every `act` sees one observation and gives one chunk.
+
+    A model's `codec` ("libx264:30") names what its training images were stored with; observed ones go through it first.
+    """
 
     def __init__(
         self, model: ChunkModel, pipeline: Pipeline, name: str, digest: str, replan: int, device: str = "cpu"
@@ -34,6 +38,7 @@ class ChunkPolicy:
         if not 1 <= replan <= model.chunk:
             raise ValueError(f"replan should lie in 1..{model.chunk} (the chunk), got {replan}")
         self.model, self.pipeline, self.device = model, pipeline, torch.device(device)
+        self.codec = parse_codec(getattr(model, "codec", ""))
         self.spec = PolicySpec(
             name=name,
             digest=digest,
@@ -48,10 +53,17 @@ class ChunkPolicy:
         """Nothing is carried from one call to the next."""
 
     def act(self, observation: Observation, slots: Sequence[int]) -> np.ndarray:  # noqa: ARG002
-        batch = to_tensors(self.pipeline.forward(observation), self.device)
+        batch = to_tensors(self.pipeline.forward(self.stored(observation)), self.device)
         with torch.inference_mode():
             actions = self.model.predict(batch).float().cpu().numpy()
         return np.clip(self.pipeline.inverse_action(actions, ACTION), -1.0, 1.0).astype(np.float32)
+
+    def stored(self, observation: Observation) -> Observation:
+        """The observation with its images (B, H, W, 3) as the training data would show them."""
+        if self.codec is None:
+            return observation
+        images = {key: through_codec(observation[key], self.codec) for key in self.spec.image_keys}
+        return {**observation, **images}
 
 
 def to_tensors(item: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -30,6 +30,7 @@ def register(registry: Registry) -> None:
 def run(arguments: list[str]) -> int:
     from embodied.bench.figures import Figure, write_figures
     from embodied.checkpoint import load_policy
+    from embodied.chunk_policy import ChunkPolicy
     from embodied.config import compose_config, to_dataclass
     from embodied.data.cache import FrameCache
     from embodied.evaluation.records import RunFolder
@@ -43,6 +44,8 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"value takes a checkpoint and frame caches, got {paths}: embodied value CHECKPOINT DATASET")
     config = to_dataclass(compose_config("value", [a for a in arguments if "=" in a]))
     policy = load_policy(paths[0], replan=1, device=config.device)
+    if isinstance(policy, ChunkPolicy):
+        policy.codec = None  # what a cache holds went through its data set's encoder already
     curves = [curve for path in paths[1:] for curve in value_curves(policy, FrameCache(path), config)]
     figures = value_figures(curves, policy.spec.extra.get("gamma"))
     if config.runs:

@@ -82,7 +82,7 @@ class CollectConfig:
     size: int = 128
     image_every: int = 1
     codec: VideoCodec = VideoCodec.av1
-    crf: int = 30
+    crf: int | None = None
     tolerance: float = 0.0
     attempts: int = 2
     timeout: float = 900.0

@@ -29,7 +29,7 @@ class BehaviourCloning(nn.Module):
     """A TrainableModel (stage "bc") and a ChunkModel. Sizes are arguments; see configs/policy/bc.yaml.
 
     dropout: of the transformer's branches and of whole channels of the image features. tune: the vision tower is
-    trained too, on images moved by up to `shift` pixels and recoloured by up to `colour`.
+    trained too, on images moved by up to `shift` pixels and recoloured by up to `colour`. codec: see ChunkPolicy.
     """
 
     stages = ("bc",)
@@ -48,13 +48,14 @@ class BehaviourCloning(nn.Module):
         tune: bool = False,
         shift: int = 0,
         colour: float = 0.0,
+        codec: str = "",
         vision: str = "efficientnet-lite0",
         language: str = "minilm-l6",
     ) -> None:
         super().__init__()
         self._arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         _check_sizes(self._arguments)
-        self.chunk, self.image_size, self.image_keys = chunk, image_size, IMAGE_KEYS
+        self.chunk, self.image_size, self.image_keys, self.codec = chunk, image_size, IMAGE_KEYS, codec
         self.frozen = (vision, language)
         self.vision = CameraMaps(vision, image_size, tune, shift, colour, dropout)
         self.features, self.language = self.vision.features, LanguageTower(language)

@@ -41,7 +41,8 @@ POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 class NanoConfig:
     """Sizes. grid: patch tokens along the side of each camera's image; keypoints: learnt features of a camera whose
     places are read, by the backbone and, under the instruction, by the action expert (mix: see KeypointReader).
-    dropout: of whole channels of the image features, in training. tune, shift, colour: see CameraMaps."""
+    dropout: of whole channels of the image features, in training. tune, shift, colour: see CameraMaps; codec: see
+    ChunkPolicy."""
 
     width: int = 192
     layers: int = 4
@@ -57,6 +58,7 @@ class NanoConfig:
     tune: bool = False
     shift: int = 0
     colour: float = 0.0
+    codec: str = ""
     vision: str = "efficientnet-lite0"
     language: str = "minilm-l6"
 
@@ -171,7 +173,7 @@ class PRTSNano(PRTS):
         fine, coarse = self._nano().vision.shapes
         sizes = (nano.hidden, nano.keypoints, nano.width, nano.width, nano.mix)
         self.focus = nn.ModuleList([KeypointReader(fine, coarse, *sizes) for _ in IMAGE_KEYS])
-        self.image_size, self.image_keys = nano.image_size, IMAGE_KEYS
+        self.image_size, self.image_keys, self.codec = nano.image_size, IMAGE_KEYS, nano.codec
         self.frozen = (nano.vision, nano.language)
 
     @property

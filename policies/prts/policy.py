@@ -39,7 +39,7 @@ class PRTSPolicy(ChunkPolicy):
             self._noise[slot] = _generator(episode.key)
 
     def act(self, observation: Observation, slots: Sequence[int]) -> np.ndarray:
-        batch = to_tensors(self.pipeline.forward(observation), self.device)
+        batch = to_tensors(self.pipeline.forward(self.stored(observation)), self.device)
         with torch.inference_mode():
             return self._actions(self.model.predict(batch, self._draw(slots)))
 
@@ -49,7 +49,9 @@ class PRTSPolicy(ChunkPolicy):
         """Real-time chunking: chunks that agree with the actions `prefix` (B, L, A) still under way."""
         if self.model.head != "flow":
             raise ValueError("schedule.mode rtc needs the flow head, this checkpoint acts by tokens: use stage=joint")
-        batch = to_tensors(self.pipeline.forward({**observation, ACTION: np.asarray(prefix, np.float32)}), self.device)
+        batch = to_tensors(
+            self.pipeline.forward({**self.stored(observation), ACTION: np.asarray(prefix, np.float32)}), self.device
+        )
         under_way_BLA = batch.pop(ACTION)
 
         def guide(velocity: Callable[[Tensor], Tensor], x_BHA: Tensor, time: float) -> Tensor:
@@ -60,7 +62,7 @@ class PRTSPolicy(ChunkPolicy):
 
     def value(self, observation: Observation, actions: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
         """(B,) temperature-scaled phi(s, a) . psi(l): the log discounted probability of reaching l, up to C(l)."""
-        item = {**observation, ACTION: np.asarray(actions, np.float32), TASK: list(instructions)}
+        item = {**self.stored(observation), ACTION: np.asarray(actions, np.float32), TASK: list(instructions)}
         with torch.inference_mode():
             return self.model.value(to_tensors(self.pipeline.forward(item), self.device)).float().cpu().numpy()
 

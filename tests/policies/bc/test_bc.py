@@ -34,7 +34,7 @@ def batch_of(model: BehaviourCloning, size: int = 2) -> dict:
 
 def test_it_is_what_the_loop_trains(model):
     assert isinstance(model, TrainableModel)
-    defaults = {"dropout": 0.0, "tune": False, "shift": 0, "colour": 0.0}
+    defaults = {"dropout": 0.0, "tune": False, "shift": 0, "colour": 0.0, "codec": ""}
     assert model.config() == {**SMALL, **defaults, "vision": "efficientnet-lite0", "language": "minilm-l6"}
     windows = model.windows("bc")
     assert (windows.chunk, windows.history) == (3, 1)
