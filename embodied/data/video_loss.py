@@ -1,7 +1,7 @@
 """What a video encoder does to images: a policy trained on decoded video may need to see the same when it acts.
 
-A policy that learnt from h264 at crf 30 looks for a bowl whose edges the encoder smoothed; on the camera's own images
-it grasps one to two centimetres beside it (docs/COLLECTING.md has figures).
+A policy that learnt from strongly compressed images, its vision tower above all, knows edges as the encoder smoothed
+them; on the camera's own images it grasps a little beside its thing.
 """
 
 from __future__ import annotations

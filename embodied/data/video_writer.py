@@ -2,7 +2,7 @@
 
 There is no queue: every frame is handed to the encoder before the call returns, so none can be dropped. The settings'
 defaults are LeRobot 0.6.1's (libsvtav1, a key frame every 2 frames, crf 30, yuv420p); crf means another quality to each
-encoder, and h264 at 30 loses twice what AV1 at 30 does, so its default is 18.
+encoder, and h264 at 30 loses much more than AV1 at 30, so its default is 18.
 """
 
 from __future__ import annotations
