@@ -71,8 +71,7 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
     module.train()
     for step in range(first, last):
         seed_step(config.seed, step, accelerator.process_index)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, stage) * group.get("scale", 1.0)  # absent in older states
+        _set_rate(optimizer, learning_rate(step, stage))
         batches, loss, metrics = _backward(job, module, accelerator, clock)
         norm = accelerator.clip_grad_norm_(module.parameters(), stage.clip_norm or math.inf)
         progress.step, progress.sampler = step + 1, job.loader.state_dict()
@@ -103,6 +102,11 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
     log.close()
     accelerator.wait_for_everyone()
     return progress
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)  # absent in states older than lr_scale
 
 
 def _backward(job: Job, module: Any, accelerator: Accelerator, clock: Clock) -> tuple[list[Any], torch.Tensor, Any]:
