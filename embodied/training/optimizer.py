@@ -21,15 +21,17 @@ def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.Ad
     if not trained:
         raise ValueError(f"stage {stage.name!r} leaves nothing to train: check the model's set_stage")
     factors = _factors(stage.lr_scale, list(trained))
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in trained.items():
         scale = next((value for key, value in factors.items() if _inside(name, key)), 1.0)
-        decay = stage.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
-    order = sorted(groups, key=lambda key: (key[0] != 1.0, -key[1]))
+        groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+    order = sorted(groups, key=lambda key: (key[0] != 1.0, key[0], not key[1]))
     first, second = stage.betas
     return torch.optim.AdamW(
-        [{"params": groups[key], "weight_decay": key[1], "scale": key[0]} for key in order],
+        [
+            {"params": groups[scale, matrix], "weight_decay": stage.weight_decay * matrix, "scale": scale}
+            for scale, matrix in order
+        ],
         lr=stage.lr,
         betas=(first, second),
     )
