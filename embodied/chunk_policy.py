@@ -53,17 +53,16 @@ class ChunkPolicy:
         """Nothing is carried from one call to the next."""
 
     def act(self, observation: Observation, slots: Sequence[int]) -> np.ndarray:  # noqa: ARG002
-        batch = to_tensors(self.pipeline.forward(self.stored(observation)), self.device)
+        batch = self.read(observation)
         with torch.inference_mode():
             actions = self.model.predict(batch).float().cpu().numpy()
         return np.clip(self.pipeline.inverse_action(actions, ACTION), -1.0, 1.0).astype(np.float32)
 
-    def stored(self, observation: Observation) -> Observation:
-        """The observation with its images (B, H, W, 3) as the training data would show them."""
-        if self.codec is None:
-            return observation
-        images = {key: through_codec(observation[key], self.codec) for key in self.spec.image_keys}
-        return {**observation, **images}
+    def read(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """An observation (and actions) as the model's batch, images (B, H, W, 3) as training data would show them."""
+        if self.codec is not None:
+            item = {**item, **{key: through_codec(item[key], self.codec) for key in self.spec.image_keys}}
+        return to_tensors(self.pipeline.forward(dict(item)), self.device)
 
 
 def to_tensors(item: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:

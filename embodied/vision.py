@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from embodied.frozen import frozen_weights, locate
+
+Look = Callable[[torch.Tensor], dict[int, torch.Tensor]]  # images (N, H, W, 3) -> {stride: (N, C, h, w)}
 
 # Architecture in timm, the blocks that are kept, {stride: (index among timm's features, channels)}, input mean and std.
 TOWERS: dict[str, dict[str, Any]] = {
@@ -166,12 +168,14 @@ class TowerFeatures:
         """Images (N, H, W, 3) uint8 by camera -> {column: float16 (N, C, h, w)}."""
         return {name: value.half().cpu().numpy() for name, value in self.maps(images).items()}
 
-    def maps(self, images: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As `compute`, float32 tensors on the tower's device; all cameras in one pass."""
+    def maps(
+        self, images: Mapping[str, np.ndarray | torch.Tensor], look: Look | None = None
+    ) -> dict[str, torch.Tensor]:
+        """As `compute`, float32 tensors on the tower's device; all cameras in one pass, by `look` instead if given."""
         stacked = torch.cat([_as_tensor(images[camera]) for camera in self.cameras])
         if stacked.shape[1:3] != (self.image_size, self.image_size):
             raise ValueError(f"images should be {self.image_size} x {self.image_size}, got {tuple(stacked.shape[1:3])}")
-        parts = {stride: maps.chunk(len(self.cameras)) for stride, maps in self.tower(stacked).items()}
+        parts = {stride: maps.chunk(len(self.cameras)) for stride, maps in (look or self.tower)(stacked).items()}
         return {
             self.column(stride, camera): parts[stride][i]
             for i, camera in enumerate(self.cameras)

@@ -67,18 +67,11 @@ class CameraMaps(nn.Module):
         if all(name in batch for name in self._frozen.columns):
             return batch
         images = {key: batch[key] for key in IMAGE_KEYS}
-        if self.tower is None:
-            return {**batch, **self._frozen.maps(images)}
-        stacked = torch.cat([images[key] for key in IMAGE_KEYS])
-        if stacked.shape[1:] != (self.image_size, self.image_size, 3):
-            raise ValueError(f"images should be {self.image_size} x {self.image_size}, got {tuple(stacked.shape[1:])}")
-        parts = {stride: maps.chunk(len(IMAGE_KEYS)) for stride, maps in self.tower(self.jitter(stacked)).items()}
-        maps = {
-            self._frozen.column(stride, key): parts[stride][i]
-            for i, key in enumerate(IMAGE_KEYS)
-            for stride in self.strides
-        }
-        return {**batch, **maps}
+        return {**batch, **self._frozen.maps(images, None if self.tower is None else self._look)}
+
+    def _look(self, images_NHWC: Tensor) -> dict[int, Tensor]:
+        assert self.tower is not None
+        return self.tower(self.jitter(images_NHWC))
 
     def forward(self, batch: dict[str, Any], device: torch.device) -> dict[str, list[Tensor]]:
         """Each camera's fine and coarse map (B, C, h, w), float32 on the device."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied.chunk_policy import ChunkPolicy, to_tensors
+from embodied.chunk_policy import ChunkPolicy
 from embodied.deploy.rtc import PrefixGuidance, guided_velocity
 from embodied.protocols import Episode, Observation
 from embodied.schema import ACTION, ACTION_DIM, TASK
@@ -39,7 +39,7 @@ class PRTSPolicy(ChunkPolicy):
             self._noise[slot] = _generator(episode.key)
 
     def act(self, observation: Observation, slots: Sequence[int]) -> np.ndarray:
-        batch = to_tensors(self.pipeline.forward(self.stored(observation)), self.device)
+        batch = self.read(observation)
         with torch.inference_mode():
             return self._actions(self.model.predict(batch, self._draw(slots)))
 
@@ -49,9 +49,7 @@ class PRTSPolicy(ChunkPolicy):
         """Real-time chunking: chunks that agree with the actions `prefix` (B, L, A) still under way."""
         if self.model.head != "flow":
             raise ValueError("schedule.mode rtc needs the flow head, this checkpoint acts by tokens: use stage=joint")
-        batch = to_tensors(
-            self.pipeline.forward({**self.stored(observation), ACTION: np.asarray(prefix, np.float32)}), self.device
-        )
+        batch = self.read({**observation, ACTION: np.asarray(prefix, np.float32)})
         under_way_BLA = batch.pop(ACTION)
 
         def guide(velocity: Callable[[Tensor], Tensor], x_BHA: Tensor, time: float) -> Tensor:
@@ -62,9 +60,9 @@ class PRTSPolicy(ChunkPolicy):
 
     def value(self, observation: Observation, actions: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
         """(B,) temperature-scaled phi(s, a) . psi(l): the log discounted probability of reaching l, up to C(l)."""
-        item = {**self.stored(observation), ACTION: np.asarray(actions, np.float32), TASK: list(instructions)}
+        item = {**observation, ACTION: np.asarray(actions, np.float32), TASK: list(instructions)}
         with torch.inference_mode():
-            return self.model.value(to_tensors(self.pipeline.forward(item), self.device)).float().cpu().numpy()
+            return self.model.value(self.read(item)).float().cpu().numpy()
 
     def _actions(self, normalised_BHA: Tensor) -> np.ndarray:
         actions_BHA = self.pipeline.inverse_action(normalised_BHA.float().cpu().numpy(), ACTION)
