@@ -64,6 +64,8 @@ def make_job(
     start = stage.init or start
     if stage.name not in model.stages:
         raise ValueError(f"this model has the stages {', '.join(model.stages)}, got stage {stage.name!r}: use another")
+    if stage.fresh and start is None:
+        raise ValueError(f"stage.fresh={stage.fresh} needs a checkpoint to start from: give stage.init=CHECKPOINT")
     if start is not None:
         load_weights(model, inside(resolve_checkpoint(Path(start)), MODEL_FILE), stage.fresh)
     model.set_stage(stage.name)

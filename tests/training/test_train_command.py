@@ -185,6 +185,8 @@ def test_modules_may_begin_anew_on_a_checkpoint(small_cache, tmp_path, arguments
         train(arguments(small_cache.folder, tmp_path / "second", *more))
     with pytest.raises(ValueError, match=r"fresh should name modules .*readers.*, got 'block'"):
         train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[block]"))
+    with pytest.raises(ValueError, match=r"stage.fresh=\['blocks'\] needs a checkpoint to start from"):
+        train(arguments(small_cache.folder, tmp_path / "third", "stage.steps=1", "stage.fresh=[blocks]"))
     train(arguments(small_cache.folder, tmp_path / "second", *more, "stage.fresh=[blocks,state]"))
     old, new = (load_checkpoint(tmp_path / name).model.state_dict() for name in ("first", "second"))
     same = {key for key in old if torch.equal(old[key], new[key])}
