@@ -70,17 +70,19 @@ def pose_action(
 class Arm:
     """Motions of the hand as generators of actions (7,): the simulator steps between two of them.
 
-    `return` values (via `yield from`) tell whether the motion arrived. pace: share of full speed, in (0, 1].
+    `return` values (via `yield from`) tell whether the motion arrived. pace: share of full speed, in (0, 1]; contact:
+    of that, in moves to where something is touched (tolerance FINE).
     """
 
-    def __init__(self, scene: Scene, pace: float = 1.0) -> None:
-        self.scene, self.pace = scene, pace
+    def __init__(self, scene: Scene, pace: float = 1.0, contact: float = 1.0) -> None:
+        self.scene, self.pace, self.contact = scene, pace, contact
         self.gripper = OPEN
 
-    def toward(self, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """The action (7,) that goes towards a pose, the fingers as they are commanded."""
+    def toward(self, rotation: np.ndarray, position: np.ndarray, pace: float | None = None) -> np.ndarray:
+        """The action (7,) that goes towards a pose, the fingers as they are commanded. pace: in place of the arm's."""
         now_rotation, now_position = self.scene.hand()
-        move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max, self.pace)
+        share = self.pace if pace is None else pace
+        move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max, share)
         return np.r_[move, self.gripper].astype(np.float32)
 
     def move(
@@ -89,7 +91,8 @@ class Arm:
         """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps (at full speed:
         a slower pace has as many more)."""
         best, stalled, last = np.inf, 0, np.full(3, np.inf)
-        for _ in range(round(limit / self.pace)):
+        pace = self.pace * (self.contact if tolerance is FINE else 1.0)
+        for _ in range(round(limit / pace)):
             now_rotation, now_position = self.scene.hand()
             speed, last = float(np.linalg.norm(now_position - last)), now_position
             far = float(np.linalg.norm(position - now_position))
@@ -97,11 +100,11 @@ class Arm:
             if far < tolerance.position and askew < tolerance.angle and speed <= tolerance.speed:
                 return True
             error = max(far - tolerance.position, 0) + 0.1 * max(askew - tolerance.angle, 0)
-            stalled = 0 if error < best - STALL_PROGRESS * self.pace else stalled + 1
+            stalled = 0 if error < best - STALL_PROGRESS * pace else stalled + 1
             best = min(best, error)
             if stalled >= STALL_STEPS:
                 return False
-            yield self.toward(rotation, position)
+            yield self.toward(rotation, position, pace)
         return False
 
     def hold(self, steps: int) -> Iterator[np.ndarray]:

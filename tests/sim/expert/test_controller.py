@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sim.base_env import BaseEnv
-from sim.expert.controller import CLOSE, OPEN, Arm, Tolerance, pose_action, rotation_vector, turned
+from sim.expert.controller import CLOSE, FINE, OPEN, TRAVEL, Arm, Tolerance, pose_action, rotation_vector, turned
 from sim.expert.kinematics import Reach
 from sim.expert.scene import Scene
 from sim.make import make_env
@@ -55,6 +55,14 @@ def test_large_error_keeps_its_direction_and_its_cap() -> None:
         np.eye(3), np.zeros(3), turned(np.array([1.0, 0, 0]), 1.5), np.array([0.4, 0.1, 0]), OUTPUT_MAX
     )
     assert action == pytest.approx([1, 0.25, 0, 0.5, 0, 0])
+
+
+def test_slow_only_where_it_touches(env: BaseEnv) -> None:
+    scene = Scene(env)
+    rotation, position = scene.hand()
+    arm, far = Arm(scene, pace=0.8, contact=0.5), position + np.array([0.1, 0, 0])
+    for tolerance, speed in ((FINE, 0.4), (TRAVEL, 0.8)):
+        assert next(arm.move(rotation, far, tolerance))[0] == pytest.approx(speed)
 
 
 def test_arrives_within_tolerance(env: BaseEnv) -> None:

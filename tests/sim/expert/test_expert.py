@@ -71,10 +71,12 @@ def test_unknown_goal_is_refused() -> None:
     env.close()
 
 
-def test_the_pace_is_part_of_what_it_is() -> None:
-    assert Expert(pace=0.5).spec.digest != Expert().spec.digest == Expert(pace=1.0).spec.digest
-    with pytest.raises(ValueError, match=r"pace should lie in \(0, 1\], got 0"):
-        Expert(pace=0)
+@pytest.mark.parametrize("share", ["pace", "contact"])
+def test_its_speed_is_part_of_what_it_is(share: str) -> None:
+    slow = Expert(**{share: 0.5})
+    assert slow.spec.digest != Expert().spec.digest == Expert(**{share: 1.0}).spec.digest
+    with pytest.raises(ValueError, match=rf"{share} should lie in \(0, 1\], got 0"):
+        Expert(**{share: 0})
 
 
 def test_order_of_goals() -> None:
