@@ -62,7 +62,7 @@ class ChunkPolicy:
         """An observation (and actions) as the model's batch, images (B, H, W, 3) as training data would show them."""
         if self.codec is not None:
             item = {**item, **{key: through_codec(item[key], self.codec) for key in self.spec.image_keys}}
-        return to_tensors(self.pipeline.forward(dict(item)), self.device)
+        return to_tensors(self.pipeline.forward(item), self.device)
 
 
 def to_tensors(item: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:

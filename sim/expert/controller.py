@@ -71,7 +71,7 @@ class Arm:
     """Motions of the hand as generators of actions (7,): the simulator steps between two of them.
 
     `return` values (via `yield from`) tell whether the motion arrived. pace: share of full speed, in (0, 1]; contact:
-    of that, in moves to where something is touched (tolerance FINE).
+    of that, in the last move to a grasp or a placement (tolerance FINE).
     """
 
     def __init__(self, scene: Scene, pace: float = 1.0, contact: float = 1.0) -> None:
@@ -91,7 +91,7 @@ class Arm:
         """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps (at full speed:
         a slower pace has as many more)."""
         best, stalled, last = np.inf, 0, np.full(3, np.inf)
-        pace = self.pace * (self.contact if tolerance is FINE else 1.0)
+        pace = self.pace * (self.contact if tolerance == FINE else 1.0)
         for _ in range(round(limit / pace)):
             now_rotation, now_position = self.scene.hand()
             speed, last = float(np.linalg.norm(now_position - last)), now_position

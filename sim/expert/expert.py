@@ -28,8 +28,7 @@ class Expert:
     """A demonstrator for any goal that names predicates of the scene; see `embodied.protocols.Expert`.
 
     goal: predicates such as [["on", "akita_black_bowl_1", "plate_1"]] instead of the task's own. pace: share of full
-    speed in (0, 1]; contact: of that, in moves to where something is touched. A policy that is cloned from an arm which
-    arrives at full speed misses by what it moves in a step.
+    speed in (0, 1]; contact: of that, in the last move to a grasp or a placement.
     """
 
     def __init__(self, goal: list[Predicate] | None = None, pace: float = 1.0, contact: float = 1.0) -> None:
