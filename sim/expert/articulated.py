@@ -27,7 +27,8 @@ BEYOND = 0.03  # m (at the hand) past the threshold that is aimed at
 TRIED = 40
 RETRIES = 4
 STALLED = 15  # steps without progress after which a motion is given up
-SECURED = 4  # steps without progress past the threshold after which the joint is at its end
+SECURED = 1  # steps without progress past the threshold after which the joint is at its end
+SHORT = 0.1  # of the way from the threshold to the joint's end that is left out
 BACK = 0.07
 CLOSE_MARGIN = 0.003
 GAP = 0.015  # m between fingers and surface before a push
@@ -173,12 +174,13 @@ class Articulated:
     def follow(self, goal: JointGoal, rotation: np.ndarray, position: np.ndarray) -> Iterator[np.ndarray]:
         """Moves a hand that holds or pushes the part along the joint, BEYOND its threshold, or until it stalls.
 
-        A demonstration that let go right at the threshold would teach a policy to stop a little before it.
+        A demonstration that let go right at the threshold would teach a policy to stop a little before it, one that
+        stood still at the joint's end to stand still there.
         """
         screw, first = self.screw(goal), self.value(goal)
         speed = float(np.linalg.norm(screw.velocity(position[None])[0]))
-        ahead, beyond = AHEAD / max(speed, 0.05), BEYOND / max(speed, 0.05)
-        last = goal.threshold + goal.sign * min(beyond, 0.3)
+        ahead = AHEAD / max(speed, 0.05)
+        last = self.last(goal, min(BEYOND / max(speed, 0.05), 0.3))
         best, stalled = -np.inf, 0
         for _ in range(200):
             now = self.value(goal)
@@ -191,6 +193,15 @@ class Articulated:
             aim = now + goal.sign * min(ahead, 0.4)
             aim = min(aim, last) if goal.sign > 0 else max(aim, last)
             yield self.arm.toward(*screw.pose(rotation, position, aim - first))
+
+    def last(self, goal: JointGoal, beyond: float) -> float:
+        """The joint's value (m or rad) `beyond` its threshold, or SHORT of its end where that comes first."""
+        model = self.scene.model
+        if not model.jnt_limited[goal.joint]:
+            return goal.threshold + goal.sign * beyond
+        end = model.jnt_range[goal.joint][int(goal.sign > 0)]
+        room = (1 - SHORT) * goal.sign * (float(end) - goal.threshold)
+        return goal.threshold + goal.sign * min(beyond, room)
 
     # Push
 

@@ -132,10 +132,9 @@ class Arm:
             before = now
 
     def half_open(self, opening: float) -> Iterator[np.ndarray]:
-        """From fully open fingers to about `opening` metres each, where they are then held."""
+        """From fully open fingers to about `opening` metres each, where they are held from then on."""
         rotation, position = self.scene.hand()
         self.gripper = CLOSE
         for _ in range(round((self.scene.gripper.reach - opening) / (self.scene.gripper.reach / RAMP_STEPS))):
             yield self.toward(rotation, position)
         self.gripper = HOLD
-        yield from self.hold(3)

@@ -106,11 +106,13 @@ def test_core_path_on_another_machine(small_cache, tmp_path, arguments):
 def test_two_processes_equal_one_with_twice_the_batch(small_cache, tmp_path, arguments, monkeypatch):
     # Each rank draws its own noise and dropout and counts its own padding, so these are left out here.
     monkeypatch.setattr(BehaviourCloning, "relabel", lambda self, stage: [])
-    monkeypatch.setattr(BehaviourCloning, "training_step", lambda self, b: ((self(b) - b["action"]).abs().mean(), {}))
+    monkeypatch.setattr(
+        BehaviourCloning, "training_step", lambda self, b: ((self.predict(b) - b["action"]).abs().mean(), {})
+    )
     train(arguments(small_cache.folder, tmp_path / "one", "stage.batch_size=8", "policy.dropout=0"))
     code = (
         "import sys, policies.bc.model as m; m.BehaviourCloning.relabel = lambda self, stage: []; "
-        "m.BehaviourCloning.training_step = lambda self, b: ((self(b) - b['action']).abs().mean(), {}); "
+        "m.BehaviourCloning.training_step = lambda self, b: ((self.predict(b) - b['action']).abs().mean(), {}); "
         "from embodied.cli.train import run; sys.exit(run(sys.argv[1:]))"
     )
     common = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -150,7 +152,7 @@ def test_checkpoint_of_a_run_acts(small_cache, tmp_path, arguments):
     state = {STATE: small_cache.column(STATE)[:2], TASK: ["put the bowl on the stove"] * 2}
     batch = {**loaded.pipeline.forward(state), **columns}
     batch[STATE] = torch.from_numpy(batch[STATE])
-    actions = loaded.pipeline.inverse_action(loaded.model(batch).detach().numpy(), ACTION)
+    actions = loaded.pipeline.inverse_action(loaded.model.predict(batch).detach().numpy(), ACTION)
     assert actions.shape == (2, 3, 7)
     assert np.isfinite(actions).all()
 

@@ -107,6 +107,7 @@ def test_fingers_close_and_open(env: BaseEnv) -> None:
     assert arm.scene.fingers().min() > 0.005
     run(env, arm.hold(8))
     run(env, arm.half_open(0.02))
+    run(env, arm.hold(3))
     assert arm.scene.fingers() == pytest.approx([0.02, 0.02], abs=0.005)
 
 
