@@ -1,16 +1,19 @@
-"""What the small policies read an observation with: keypoints of frozen feature maps, and the state.
+"""What the small policies read with: keypoints of frozen feature maps, the words of the instruction, the state.
 
 Shapes: B batch, C channels, h w rows and columns of a map, P Q cells of the fine and the coarse map, H hidden channels,
-K keypoints, L language features, D width, S state numbers.
+K keypoints, L language features, D width, S state numbers; U distinct instructions, E word features.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from embodied.language import LanguageTower
 
 FEATURE_SCALE = 1 / 8  # the tower's maps have a standard deviation of about 8 on LIBERO's images
 STATE_POSITION = 3  # the first numbers of the state are a position
@@ -105,6 +108,44 @@ def _bilinear(coarse: tuple[int, ...], fine: tuple[int, ...]) -> torch.Tensor:
     """Bilinear enlargement of a map as a matrix (fine cells, coarse cells): cheaper backwards than interpolation."""
     cells = torch.eye(coarse[0] * coarse[1], device="cpu").view(-1, 1, *coarse)
     return functional.interpolate(cells, size=tuple(fine), mode="bilinear").flatten(1).T.contiguous()
+
+
+class LanguagePool(nn.Module):
+    """Words (U, L, E) -> one vector (U, D).
+
+    Learned queries attend to single words, so that "on" differs from "next to".
+    """
+
+    def __init__(self, features: int, width: int, queries: int = 4) -> None:
+        super().__init__()
+        self.key = nn.Linear(features, queries, bias=False)
+        self.value = nn.Linear(features, width)
+        self.out = nn.Sequential(
+            nn.LayerNorm((queries + 1) * width),
+            nn.Linear((queries + 1) * width, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+        )
+
+    def forward(self, words_ULE: torch.Tensor, mask_UL: torch.Tensor) -> torch.Tensor:
+        scores_ULQ = self.key(words_ULE) / math.sqrt(words_ULE.shape[-1])
+        even_UL1 = mask_UL[..., None].to(words_ULE.dtype)
+        weight_ULQ = scores_ULQ.masked_fill(~mask_UL[..., None], -math.inf).softmax(dim=1)
+        weight_ULR = torch.cat([weight_ULQ, even_UL1 / even_UL1.sum(dim=1, keepdim=True)], dim=-1)
+        pooled_URD = torch.einsum("ulr,uld->urd", weight_ULR, self.value(words_ULE))
+        return self.out(pooled_URD.flatten(1))
+
+    def read(self, tower: LanguageTower, texts: Sequence[str]) -> torch.Tensor:
+        """B instructions -> (B, D), each distinct one encoded once."""
+        unique, index_B = distinct(texts)
+        words, mask = (x.to(self.key.weight.device) for x in tower(unique))
+        return self(words, mask)[index_B.to(words.device)]
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], torch.Tensor]:
+    """The distinct texts in order of appearance, and the index (B,) of each."""
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return list(number), torch.tensor([number[text] for text in texts], dtype=torch.long)
 
 
 class StateEncoder(nn.Module):

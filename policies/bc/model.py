@@ -19,9 +19,9 @@ from embodied.language import LanguageTower
 from embodied.schema import ACTION, ACTION_DIM, IMAGE_KEYS, STATE, STATE_DIM, TASK
 from embodied.training.augment import StateNoise
 from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
-from policies.bc.layers import Block, LanguagePool
+from policies.bc.layers import Block
 from policies.camera_maps import CameraMaps
-from policies.layers import KeypointReader, StateEncoder
+from policies.layers import KeypointReader, LanguagePool, StateEncoder
 
 STATE_6D = STATE_DIM + 3  # axis-angle as six numbers
 POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
@@ -137,7 +137,7 @@ class BehaviourCloning(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
         """Feature columns or images, state (B, S) and B instructions -> the head's numbers (B, H, O)."""
-        language_BD = self._language(batch[TASK])
+        language_BD = self.words.read(self.language, batch[TASK])
         maps = self.vision(batch, language_BD.device)
         readers = zip(self.readers, self.image_keys, strict=True)
         tokens = [reader(*maps[camera], language_BD) for reader, camera in readers]
@@ -145,13 +145,6 @@ class BehaviourCloning(nn.Module):
         action_B1D = self.action.expand(len(state_BD), 1, -1)
         x_BTD = torch.cat([*tokens, state_BD[:, None], language_BD[:, None], action_B1D], dim=1) + self.place
         return self.head(self.blocks(x_BTD)[:, -1]).unflatten(-1, (self.chunk, -1))
-
-    def _language(self, texts: list[str]) -> torch.Tensor:
-        """Encodes each distinct instruction once."""
-        distinct = list(dict.fromkeys(texts))
-        words, mask = (x.to(self.action.device) for x in self.language(distinct))
-        number = {text: i for i, text in enumerate(distinct)}
-        return self.words(words, mask)[[number[text] for text in texts]]
 
 
 def _check_stage(stage: str) -> None:

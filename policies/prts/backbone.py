@@ -80,12 +80,6 @@ class Backbone(Protocol):
         ...
 
 
-def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The distinct texts in order of appearance, and the index (B,) of each."""
-    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return list(number), torch.tensor([number[text] for text in texts], dtype=torch.long)
-
-
 def append(tokens_BND: Tensor, count_B: Tensor, token_D: Tensor) -> Tensor:
     """(B, N, D) of `count` real tokens each, and one more token right after them: (B, N + 1, D)."""
     longer_BND = torch.nn.functional.pad(tokens_BND, (0, 0, 0, 1))

@@ -2,7 +2,8 @@
 
 An image becomes a grid of patch tokens (each from the fine and coarse features of its patch) and keypoint tokens (where
 learnt features are, to a fraction of a patch); the state becomes one token; a word piece becomes one token. The action
-expert reads keypoints of its own under the instruction; VISION_STATE tokens must not know it, since phi sees them.
+expert reads keypoints of its own under the instruction; VISION_STATE tokens must not know it, since phi sees them. With
+`direct` it reads words and state itself as well: a backbone that stands still may have lost what it needs of them.
 With `tune` EfficientNet is trained too, by every loss: the flow loss reaches it through the expert's keypoints.
 
 Shapes: B samples, N tokens of a block, U distinct instructions, T tokens of a row, D width, C channels, h w cells.
@@ -22,13 +23,13 @@ from transformers import Qwen3Config, Qwen3Model
 from embodied.data.windows import WindowConfig
 from embodied.language import WIDTH as WORD_WIDTH
 from embodied.language import LanguageTower
-from embodied.schema import ACTION, IMAGE_KEYS, STATE, STATE_DIM
+from embodied.schema import ACTION, IMAGE_KEYS, STATE, STATE_DIM, TASK
 from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
 from embodied.vision import TowerFeatures
 from policies.camera_maps import CameraMaps, Shape
-from policies.layers import FEATURE_SCALE, KeypointReader, StateEncoder
+from policies.layers import FEATURE_SCALE, KeypointReader, LanguagePool, StateEncoder, distinct
 from policies.prts.attention import ATTENTION, make_plan
-from policies.prts.backbone import Batch, Observed, Words, distinct
+from policies.prts.backbone import Batch, Observed, Words
 from policies.prts.flow import Guide
 from policies.prts.layout import Layout
 from policies.prts.model import PRTS, PRTSConfig, check_stage
@@ -41,8 +42,8 @@ POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 class NanoConfig:
     """Sizes. grid: patch tokens along the side of each camera's image; keypoints: learnt features of a camera whose
     places are read, by the backbone and, under the instruction, by the action expert (mix: see KeypointReader).
-    dropout: of whole channels of the image features, in training. tune, shift, colour: see CameraMaps; codec: see
-    ChunkPolicy."""
+    direct: the action expert reads the instruction's words and the state itself too. dropout: of whole channels of the
+    image features, in training. tune, shift, colour: see CameraMaps; codec: see ChunkPolicy."""
 
     width: int = 192
     layers: int = 4
@@ -53,6 +54,7 @@ class NanoConfig:
     keypoints: int = 32
     hidden: int = 64
     mix: int = 0
+    direct: bool = False
     image_size: int = 128
     dropout: float = 0.0
     tune: bool = False
@@ -173,6 +175,10 @@ class PRTSNano(PRTS):
         fine, coarse = self._nano().vision.shapes
         sizes = (nano.hidden, nano.keypoints, nano.width, nano.width, nano.mix)
         self.focus = nn.ModuleList([KeypointReader(fine, coarse, *sizes) for _ in IMAGE_KEYS])
+        self.direct = nn.ModuleDict()
+        if nano.direct:
+            self.direct["words"] = LanguagePool(WORD_WIDTH, nano.width)
+            self.direct["state"] = StateEncoder(STATE_6D, nano.width)
         self.image_size, self.image_keys, self.codec = nano.image_size, IMAGE_KEYS, nano.codec
         self.frozen = (nano.vision, nano.language)
 
@@ -204,7 +210,7 @@ class PRTSNano(PRTS):
         return WindowConfig(observations=[*self._nano().vision.observations, STATE], actions=[ACTION], chunk=self.chunk)
 
     def expert_modules(self) -> list[nn.Module]:
-        return [*super().expert_modules(), self.focus]
+        return [*super().expert_modules(), self.focus, self.direct]
 
     def training_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return super().training_step(self._nano().vision.fill(batch))  # once for backbone and expert
@@ -213,10 +219,15 @@ class PRTSNano(PRTS):
         return super().predict(self._nano().vision.fill(batch), noise_BHA, guide)
 
     def look_again(self, batch: Batch, instruction_BD: Tensor) -> Tensor:
-        """Keypoint tokens of both cameras (B, 4, D) under what the backbone made of the instruction."""
+        """Keypoint tokens of both cameras (B, 4, D) under what the backbone made of the instruction; with `direct` (B,
+        6, D): under the words as the expert reads them, then these and the state."""
+        more = []
+        if self.direct:
+            instruction_BD = self.direct["words"].read(self.language, batch[TASK])  # type: ignore[operator]
+            more = [instruction_BD[:, None], self.direct["state"](batch[STATE])[:, None]]
         maps = self._nano().vision(batch, instruction_BD.device)
         readers = zip(self.focus, IMAGE_KEYS, strict=True)
-        return torch.cat([reader(*maps[key], instruction_BD) for reader, key in readers], dim=1)
+        return torch.cat([*[reader(*maps[key], instruction_BD) for reader, key in readers], *more], dim=1)
 
     def _nano(self) -> NanoBackbone:
         assert isinstance(self.backbone, NanoBackbone)

@@ -24,8 +24,9 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 from embodied.data.windows import WindowConfig
 from embodied.schema import ACTION, IMAGE_KEYS, STATE
 from embodied.transforms import Normalize, Transform
+from policies.layers import distinct
 from policies.prts.attention import ATTENTION, make_plan
-from policies.prts.backbone import Batch, Observed, Words, distinct
+from policies.prts.backbone import Batch, Observed, Words
 from policies.prts.layout import Layout, Role
 from policies.prts.model import PRTS, PRTSConfig, check_stage
 

@@ -8,9 +8,8 @@ from embodied.language import WIDTH
 from embodied.schema import ACTION, STATE, TASK
 from embodied.training.augment import StateNoise
 from embodied.training.model import TrainableModel
-from policies.bc.layers import LanguagePool
 from policies.bc.model import BehaviourCloning
-from policies.layers import KeypointReader, SpatialSoftmax, StateEncoder, _bilinear
+from policies.layers import KeypointReader, LanguagePool, SpatialSoftmax, StateEncoder, _bilinear
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "hidden": 8, "keypoints": 4, "mix": 4, "chunk": 3, "image_size": 32}
 TEXTS = ["put the bowl on the stove", "turn on the stove"]

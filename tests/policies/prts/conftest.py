@@ -22,6 +22,7 @@ BACKBONE = {
     "grid": [2, 2],
     "keypoints": 4,
     "hidden": 8,
+    "direct": True,
 }
 METHOD = {
     "chunk": 4,

@@ -21,8 +21,18 @@ def test_every_trained_parameter_of_a_stage_gets_a_gradient(nano, stage):
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     expected = {
         "pretrain": {"backbone", "embed_action", "action_head", "phi_token", "psi_token", "crl"},
-        "posttrain": {"backbone", "expert", "focus"},
-        "joint": {"backbone", "embed_action", "action_head", "phi_token", "psi_token", "crl", "expert", "focus"},
+        "posttrain": {"backbone", "expert", "focus", "direct"},
+        "joint": {
+            "backbone",
+            "embed_action",
+            "action_head",
+            "phi_token",
+            "psi_token",
+            "crl",
+            "expert",
+            "focus",
+            "direct",
+        },
     }
     assert trained == expected[stage]
     assert ("flow" in parts) == (stage != "pretrain")
@@ -77,6 +87,23 @@ def test_joint_training_stops_the_flow_gradient_at_the_backbone(nano):
     assert all(p.grad is not None for p in model.expert.parameters())
     model._flow_loss(encoded, batch, stop=False).backward()
     assert any(p.grad is not None for p in model.backbone.parameters())
+
+
+@torch.no_grad()
+def test_a_direct_expert_reads_words_and_state_past_the_backbone(nano):
+    """The same hidden states, other words or another state: with `direct` the expert's context differs."""
+    model = nano.tiny()
+    batch = nano.batch_for(model, nano.five)
+    through = torch.ones(5, model.backbone.width)
+    plain = PRTSNano({**model.config()["backbone"], "direct": False}, {**model.config()["method"]})
+    for changed in ({TASK: [nano.texts[2]] * 5}, {STATE: batch[STATE] + 1}):
+        first, second = model.look_again(batch, through), model.look_again(batch | changed, through)
+        assert first.shape == (5, 6, 32)
+        assert (first - second).abs().amax() > 1e-3
+        first, second = plain.look_again(batch, through), plain.look_again(batch | changed, through)
+        assert first.shape == (5, 4, 32)
+        assert torch.equal(first, second)
+    assert not any(name.startswith("direct") for name, _ in plain.named_parameters())
 
 
 @torch.no_grad()
