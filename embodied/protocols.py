@@ -136,7 +136,7 @@ class Expert(Protocol):
     """A demonstrator with privileged access to the simulator; it runs inside the simulator's process.
 
     `act` returns the next few intended actions (n, 7), n >= 1; `done` is true once it has finished (released,
-    retreated) or given up.
+    retreated) or given up. `touching`: in the actions returned last the hand touches something or is about to.
     """
 
     spec: PolicySpec
@@ -147,6 +147,9 @@ class Expert(Protocol):
 
     @property
     def done(self) -> bool: ...
+
+    @property
+    def touching(self) -> bool: ...
 
 
 class WorldModel(Protocol):

@@ -49,7 +49,8 @@ class CollectConfig:
     `noise`: standard deviation of the execution noise on translations (a third of it on rotations) in units of the
     action; `noise_memory`: its correlation from one step to the next. Independent noise averages out within a few
     steps; correlated noise leads the arm astray as a policy's own errors do, so that demonstrations show the way back
-    (DART, Laskey et al. 2017).
+    (DART, Laskey et al. 2017). `noise_free`: no noise while the expert is `touching` something or about
+    to, so that it can be strong: a hand that goes back to its way from a centimetre off, and still grasps.
 
     `attempts`: how often an episode whose worker crashed or hung is tried. `tolerance`: how far a replay may be from
     the recorded states; 0 asks for equality of every bit.
@@ -69,6 +70,7 @@ class CollectConfig:
     seed: int = 200_000
     noise: float = 0.06
     noise_memory: float = 0.0
+    noise_free: bool = False
     noisy: Noisy = Noisy.odd
     goals: list[Goal] = field(default_factory=list)
     goal_list: str = "sim.goals.other_goals"

@@ -52,28 +52,12 @@ class Demonstrator:
         while not finished and not expert.done and len(executed) < limit:
             for action in np.atleast_2d(expert.act(env))[: limit - len(executed)]:
                 intended.append(np.clip(action, -1, 1).astype(np.float32))
-                executed.append(disturb(intended[-1]))
+                executed.append(disturb(intended[-1], planned.noise_free and expert.touching))
                 success = env.run_steps(executed[-1][None]).success
                 states.append(env.observe(images=False)[STATE])
         if planned.goal is not None and not finished:  # the simulator's predicate is about the task's own goal
             success = expert.success()  # type: ignore[attr-defined]
-        line = EpisodeLine(
-            suite=planned.suite,
-            task=planned.task,
-            seed=planned.seed,
-            noise=planned.noise,
-            language=planned.instruction or env.task.language,
-            success=success,
-            steps=len(executed),
-            goal=planned.goal or getattr(env, "goal", None),
-            variant=planned.variant,
-            task_name=env.task.name,
-            expert=f"{expert.spec.name} {expert.spec.digest[:12]}",
-            versions=versions(),
-            seconds=round(time.monotonic() - began, 2),
-            lead=planned.lead,
-            noise_memory=planned.noise_memory,
-        )
+        line = _line(planned, env, expert, success, len(executed), time.monotonic() - began)
         return EpisodeRecord(
             line,
             snapshot,
@@ -113,6 +97,29 @@ class Demonstrator:
         return encode_episode(folder, layout, columns, images, line.language, metadata_of(line))
 
 
+def _line(
+    planned: PlannedEpisode, env: SimEnv, expert: Expert, success: bool, steps: int, seconds: float
+) -> EpisodeLine:
+    return EpisodeLine(
+        suite=planned.suite,
+        task=planned.task,
+        seed=planned.seed,
+        noise=planned.noise,
+        language=planned.instruction or env.task.language,
+        success=success,
+        steps=steps,
+        goal=planned.goal or getattr(env, "goal", None),
+        variant=planned.variant,
+        task_name=env.task.name,
+        expert=f"{expert.spec.name} {expert.spec.digest[:12]}",
+        versions=versions(),
+        seconds=round(seconds, 2),
+        lead=planned.lead,
+        noise_memory=planned.noise_memory,
+        noise_free=planned.noise_free,
+    )
+
+
 def drive(
     env: SimEnv, learner: Policy, planned: PlannedEpisode, executed: list[np.ndarray], states: list[np.ndarray]
 ) -> bool:
@@ -144,11 +151,14 @@ class Disturbance:
         self.noise, self.memory, self.rng = noise, memory, rng
         self.now = rng.standard_normal(ACTION_DIM) if noise and memory else np.zeros(ACTION_DIM)
 
-    def __call__(self, action: np.ndarray) -> np.ndarray:
+    def __call__(self, action: np.ndarray, still: bool = False) -> np.ndarray:
+        """The disturbed action; the process goes on while it is `still`."""
         if self.noise == 0:
             return action
         fresh = self.rng.standard_normal(ACTION_DIM)
         self.now = self.memory * self.now + np.sqrt(1 - self.memory**2) * fresh
+        if still:
+            return action
         return np.clip(action + self.noise * NOISE_SHAPE * self.now, -1, 1).astype(np.float32)
 
 

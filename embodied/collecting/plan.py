@@ -30,6 +30,7 @@ class PlannedEpisode:
     instruction: str | None = None
     lead: int = 0
     noise_memory: float = 0.0
+    noise_free: bool = False
 
     @property
     def variant(self) -> str:
@@ -37,7 +38,8 @@ class PlannedEpisode:
 
     @property
     def key(self) -> str:
-        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant, self.noise_memory)
+        how = (self.noise_memory, self.noise_free)
+        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant, *how)
 
 
 def plan_episodes(config: CollectConfig, tasks: Sequence[Task]) -> list[PlannedEpisode]:
@@ -73,6 +75,7 @@ def _of_task(config: CollectConfig, task: Task) -> list[PlannedEpisode]:
             words,
             _lead(config, first + number),
             config.noise_memory if _noise(config, number) else 0.0,
+            config.noise_free and _noise(config, number) > 0,
         )
         for goal, words in goals
         for number in range(config.episodes)

@@ -34,7 +34,8 @@ class EpisodeLine:
 
     `noise`: standard deviation of the execution noise (0: none). `goal`: predicates as the simulator names them.
     `success`: the simulator's predicate after the last step. `steps`: executed actions. `lead`: the first of them that
-    were a learner's and are no part of the demonstration. `noise_memory`: correlation of the noise between steps.
+    were a learner's and are no part of the demonstration. `noise_memory`: correlation of the noise between steps;
+    `noise_free`: it was left out near contact.
     """
 
     suite: str
@@ -54,10 +55,12 @@ class EpisodeLine:
     format: int = FORMAT
     lead: int = 0
     noise_memory: float = 0.0
+    noise_free: bool = False
 
     @property
     def key(self) -> str:
-        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant, self.noise_memory)
+        how = (self.noise_memory, self.noise_free)
+        return episode_key(self.suite, self.task, self.seed, self.noise, self.lead, self.variant, *how)
 
     def to_json(self) -> dict[str, Any]:
         return {"key": self.key, **asdict(self)}
@@ -88,16 +91,23 @@ class EpisodeRecord:
 
 
 def episode_key(
-    suite: str, task: int, seed: int, noise: float, lead: int = 0, variant: str = "", noise_memory: float = 0.0
+    suite: str,
+    task: int,
+    seed: int,
+    noise: float,
+    lead: int = 0,
+    variant: str = "",
+    noise_memory: float = 0.0,
+    noise_free: bool = False,
 ) -> str:
     more = [f"lead{lead}"] * bool(lead) + [variant] * bool(variant)
-    memory = f"m{noise_memory:g}" if noise_memory else ""
-    return "/".join([suite, str(task), f"s{seed}", f"n{noise:g}{memory}", *more])
+    how = (f"m{noise_memory:g}" if noise_memory else "") + "f" * noise_free
+    return "/".join([suite, str(task), f"s{seed}", f"n{noise:g}{how}", *more])
 
 
 def file_name(line: EpisodeLine) -> str:
     """A file name that the key determines: readable, and with eight digits of its sha256 when it has a variant."""
-    key = episode_key(line.suite, line.task, line.seed, line.noise, line.lead, noise_memory=line.noise_memory)
+    key = replace(line, variant="").key
     stem = re.sub(r"[^A-Za-z0-9_.]+", "_", key)
     digest = f"_{hashlib.sha256(line.key.encode()).hexdigest()[:8]}" if line.variant else ""
     return f"{stem}{digest}.npz"

@@ -12,6 +12,7 @@ from sim.expert.scene import Scene
 OPEN, HOLD, CLOSE = -1.0, 0.0, 1.0  # gripper actions; exactly 0 keeps the fingers' command where it is
 GAIN = 2.0
 TURN_CAP = 0.5  # largest rotation action
+NEAR, EXACT = 0.03, 0.01  # m: this close to the end of a move this exact the hand may touch
 STALL_STEPS, STALL_PROGRESS = 10, 0.001
 RAMP_STEPS, MAX_FINGER_STEPS = 8, 16
 LET_GO = 0.006  # m each finger opens before the hand retreats
@@ -71,17 +72,20 @@ class Arm:
     """Motions of the hand as generators of actions (7,): the simulator steps between two of them.
 
     `return` values (via `yield from`) tell whether the motion arrived. pace: share of full speed, in (0, 1]; contact:
-    of that, in the last move to a grasp or a placement (tolerance FINE).
+    of that, in the last move to a grasp or a placement (tolerance FINE). touching: whether the action given last may
+    touch: all but moves through free space, up to NEAR the end of exact ones.
     """
 
     def __init__(self, scene: Scene, pace: float = 1.0, contact: float = 1.0) -> None:
         self.scene, self.pace, self.contact = scene, pace, contact
         self.gripper = OPEN
+        self.touching = True
 
     def toward(self, rotation: np.ndarray, position: np.ndarray, pace: float | None = None) -> np.ndarray:
         """The action (7,) that goes towards a pose, the fingers as they are commanded. pace: in place of the arm's."""
         now_rotation, now_position = self.scene.hand()
         share = self.pace if pace is None else pace
+        self.touching = True
         move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max, share)
         return np.r_[move, self.gripper].astype(np.float32)
 
@@ -104,7 +108,9 @@ class Arm:
             best = min(best, error)
             if stalled >= STALL_STEPS:
                 return False
-            yield self.toward(rotation, position, pace)
+            action = self.toward(rotation, position, pace)
+            self.touching = tolerance.position <= EXACT and far < NEAR
+            yield action
         return False
 
     def hold(self, steps: int) -> Iterator[np.ndarray]:

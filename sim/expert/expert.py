@@ -68,6 +68,10 @@ class Expert:
     def done(self) -> bool:
         return self._done
 
+    @property
+    def touching(self) -> bool:
+        return self.arm.touching
+
     def success(self) -> bool:
         """Does the goal (explicit or the task's) hold now?"""
         return all(self.goals.holds(predicate) for predicate in self.goal)

@@ -127,6 +127,10 @@ class PointExpert:
     def done(self) -> bool:
         return self.rest == 0 or self.steps >= 40
 
+    @property
+    def touching(self) -> bool:
+        return self.env.success
+
     def success(self) -> bool:
         return self.env.success
 

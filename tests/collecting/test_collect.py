@@ -128,6 +128,19 @@ def test_correlated_noise_is_part_of_an_episodes_identity(tmp_path: Path, settin
         run(settings, tmp_path / "d", noise_memory=1.0)
 
 
+def test_noise_stays_out_of_what_touches(tmp_path: Path, settings: dict) -> None:
+    """The expert that has arrived rests three steps, undisturbed; without `noise_free` these are disturbed too."""
+    lines = run(settings, tmp_path / "d", tasks=[0], noise=0.3, noise_memory=0.9).lines
+    lines = [*lines, *run(settings, tmp_path / "d", tasks=[0], noise=0.3, noise_memory=0.9, noise_free=True).lines]
+    records = RecordFolder(tmp_path / "d" / "records")
+    noisy = {line.key.split("/")[-1]: records.load(line) for line in lines if line.noise}
+    assert set(noisy) == {"n0.3m0.9", "n0.3m0.9f"}
+    changed = {key: (record.executed != record.intended).any(axis=1) for key, record in noisy.items()}
+    assert changed["n0.3m0.9"].all()
+    assert changed["n0.3m0.9f"][:-3].any()
+    assert not changed["n0.3m0.9f"][-2:].any()
+
+
 def test_results_come_in_the_order_of_the_lines() -> None:
     lines = [EpisodeLine("s", 0, seed, 0.0, "w", True, 2) for seed in range(4)]
     finished = [(Job({}, "", "", (), lines[seed].key), seed) for seed in (2, 0, 3, 1)]

@@ -99,6 +99,16 @@ def test_stalls_at_the_table_instead_of_going_on(env: BaseEnv) -> None:
     run(env, arm.move(rotation, position))
 
 
+def test_only_the_end_of_an_exact_move_touches(env: BaseEnv) -> None:
+    arm = Arm(Scene(env))
+    rotation, position = arm.scene.hand()
+    for tolerance, far, touching in ((FINE, 0.1, False), (FINE, 0.02, True), (Tolerance(0.02, 0.1), 0.025, False)):
+        next(arm.move(rotation, position + np.array([0, 0, far]), tolerance))
+        assert arm.touching is touching
+    next(arm.fingers(CLOSE))
+    assert arm.touching
+
+
 def test_fingers_close_and_open(env: BaseEnv) -> None:
     arm = Arm(Scene(env))
     run(env, arm.fingers(CLOSE))
