@@ -1,7 +1,7 @@
 """Language-conditioned behaviour cloning with action chunks: the baseline every later method is measured against.
 
-Image features -> keypoints under the instruction -> a small transformer -> a chunk of actions. L1 loss; the gripper's
-commands are classes with a cross-entropy loss.
+Image features -> keypoints under the instruction -> a small transformer -> a chunk of actions, L1 loss (a gripper of
+levels: cross-entropy).
 Shapes: B batch, H chunk, A action numbers, O numbers of the head for a step, S state numbers, D width, T tokens.
 """
 
@@ -34,8 +34,8 @@ class BehaviourCloning(nn.Module):
 
     dropout: of the transformer's branches and of whole channels of the image features. tune: the vision tower is
     trained too, on images moved by up to `shift` pixels and recoloured by up to `colour`. codec: see ChunkPolicy.
-    gripper: its commands are "levels", of which the likeliest is taken, or a "value" that is regressed like the others;
-    between open and close that rounds to hold, and the hand waits.
+    gripper: its command is a "value" that is regressed like the others, which between open and close rounds to hold, or
+    one of three "levels", of which the likeliest is taken.
     """
 
     stages = ("bc",)
