@@ -39,6 +39,7 @@ LIFT = 0.06  # m after which a lift is verified
 AWAY, WAIT = 0.09, 20  # m of retreat after a release, steps then waited for the predicate
 SLIP = 0.03  # m an object may move in the hand during that
 SPARE, STRETCH_COST = 0.07, 40.0  # m short of straight, from where an arm no longer goes exactly; per metre
+STRAIN = 12.0  # of a grasp's score, per metre of that
 CENTRED, BEGUN = 0.004, 0.02  # m off the axis at which a hole may go over a peg; m down, from where it is on it
 SINK, THREAD_STEPS = 0.015, 80  # m ahead that the aim is on the way down; control steps
 
@@ -116,7 +117,8 @@ class PickAndPlace:
         if self.predicate[0] == "lifted":
             return next(((g.score, g) for g in grasps if reach.reachable(g.rotation, g.position)), None)
         best: tuple[float, Grasp] | None = None
-        chosen = spread(grasps, TRIED) if spots else []
+        grasps = [replace(g, score=g.score - STRAIN * strained(reach, g.rotation, g.position[None])[0]) for g in grasps]
+        chosen = spread(sorted(grasps, key=lambda g: -g.score), TRIED) if spots else []
         if spots and spots[0].threads:  # the way round that the hand holds it decides how far the arm has to stretch
             chosen = [g for grasp in chosen for g in (grasp, replace(grasp, rotation=grasp.rotation @ HALF_TURN))]
         for grasp in chosen:
@@ -178,11 +180,8 @@ class PickAndPlace:
             if far:
                 good &= np.linalg.norm(at[index][:, None] - np.array(far), axis=2).min(1) > FAR_APART
             keep[index] = good
-            spare = reach.length - SPARE
-            stretch[index] = np.maximum(reach.stretch(hand, at[index] - hand @ in_hand[1]) - spare, 0)
+            stretch[index] = strained(reach, hand, at[index] - hand @ in_hand[1])
         left = [spots[i] for i in np.flatnonzero(keep)]
-        if not any(spot.threads for spot in left):
-            return left
         dear = [replace(s, cost=s.cost + STRETCH_COST * far) for s, far in zip(left, stretch[keep], strict=True)]
         return sorted(dear, key=lambda spot: spot.cost)
 
@@ -328,6 +327,15 @@ class PickAndPlace:
             if self.goals.holds(self.predicate):
                 return
             yield from self.arm.hold(1)
+
+
+def strained(reach: Reach, rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """How much (K,) nearer to straight than SPARE the arm is with the hand at rotation (3, 3), positions (K, 3).
+
+    A Panda's elbow is offset, so its arm is longest at -0.47 rad, not at the joint's limit of -0.07. Once past that,
+    what should draw the hand back drives the elbow into the limit, and the hand stands still whatever it is told.
+    """
+    return np.maximum(reach.stretch(rotation, position) - (reach.length - SPARE), 0)
 
 
 def spread(grasps: list[Grasp], count: int, distance: float = 0.012) -> list[Grasp]:

@@ -119,6 +119,21 @@ def test_puts_the_soup_into_the_basket_and_lets_go() -> None:
 
 
 @pytest.mark.libero
+def test_the_arm_is_not_stretched_where_another_grasp_will_do() -> None:
+    """The bowl next to the cookie box: past -0.47 rad the elbow runs into its limit and the hand stands still."""
+    env = make_env("libero_spatial", 6)
+    env.reset(seed=0)
+    expert, elbow = Expert(), []
+    expert.reset(env, 0)
+    while not expert.done and len(elbow) < env.task.max_steps:
+        env.run_steps(expert.act(env), stop_at_success=False)
+        elbow.append(env.sim.data.get_joint_qpos("robot0_joint4"))
+    assert env.success()
+    env.close()
+    assert max(elbow) < -0.7
+
+
+@pytest.mark.libero
 def test_another_goal_in_the_same_scene() -> None:
     env = make_env("libero_object", 0)
     expert = Expert(goal=[["in", "milk_1", "basket_1_contain_region"]])
