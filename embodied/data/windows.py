@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from embodied.data.cache import FrameCache
+from embodied.data.still import still_frames
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, TASK
 
 Batch = dict[str, Any]
@@ -26,7 +27,8 @@ class WindowConfig:
 
     observations: cameras and columns read at t - (history - 1) * stride, .., t - stride, t (oldest first).
     actions: columns read at t .. t + chunk - 1. offsets: other offsets for single keys, e.g. future frames for a world
-    model. Frames are counted at the rate of the cache.
+    model. Frames are counted at the rate of the cache. skip_still: the frames of `actions` leave out those in which the
+    demonstrator waits (`embodied.data.still`), so that a sample of a wait shows what comes after it.
     """
 
     observations: list[str] = field(default_factory=lambda: [*IMAGE_KEYS, STATE])
@@ -35,6 +37,7 @@ class WindowConfig:
     stride: int = 1
     chunk: int = 16
     offsets: dict[str, list[int]] = field(default_factory=dict)
+    skip_still: bool = False
 
     def all_offsets(self) -> dict[str, np.ndarray]:
         """Key -> frame offsets (K,)."""
@@ -89,6 +92,7 @@ class Windows:
         self._ends = np.cumsum(self.counts)
         self._starts = self._ends - self.counts
         self._weights = self._sample_weights(weights)
+        self._moving = np.flatnonzero(~still_frames(cache)) if config.skip_still else None
         if len(self) == 0:
             raise ValueError(f"{cache.folder}: no episode was chosen, so there is no sample: check the selection")
 
@@ -140,16 +144,27 @@ class Windows:
         for key, offsets in self._offsets.items():
             wanted = rows.frame[:, None] + offsets
             inside = np.clip(wanted, rows.first[:, None], rows.last[:, None])
+            outside = inside != wanted
+            if self._moving is not None and key in self.config.actions:
+                inside, outside = self._skipping(rows, offsets)
             if len(offsets) == 1:
                 batch[key] = self.gather(key, inside[:, 0])
             else:
                 batch[key] = self.gather(key, inside)
-                batch[f"{key}_is_pad"] = inside != wanted
+                batch[f"{key}_is_pad"] = outside
         batch |= self._labels(rows)
         batch["weight"] = np.ones(len(rows.frame), np.float32) if self._weights is None else self._weights[samples]
         for function in self.relabel:
             batch = function(batch, rows, self, rng or np.random.default_rng(0))
         return batch
+
+    def _skipping(self, rows: Rows, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The frames (B, K) at `offsets` from each sample, frames in which nothing moves not counted, and which of them
+        would leave the episode."""
+        assert self._moving is not None
+        wanted = np.searchsorted(self._moving, rows.frame)[:, None] + offsets
+        last = np.searchsorted(self._moving, rows.last)[:, None]  # an episode's last frame is never still
+        return self._moving[np.minimum(wanted, last)], wanted > last
 
     def _labels(self, rows: Rows) -> Batch:
         table = self.cache.episodes

@@ -47,6 +47,7 @@ class DataConfig:
     extra: more of them by path, frame caches or LeRobot folders (cached beside them as FOLDER.cache); or settings, as
     {path: FOLDER, without: [INSTRUCTION]}.
     holdout: share of each task's episodes kept for the validation loss, drawn by split_seed (null: the run's seed).
+    skip_still: action chunks leave out frames in which the demonstrator waits; see `embodied.data.still`.
     """
 
     sets: dict[str, DataSet] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class DataConfig:
     balance: Balance = Balance.frames
     holdout: float = 0.0
     split_seed: int | None = None
+    skip_still: bool = False
 
 
 class StatisticsOf(Enum):

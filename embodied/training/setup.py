@@ -78,6 +78,7 @@ def make_job(
     pipeline = _pipeline(model.transforms(), list(caches.values()), start, stage.statistics)
     training, held = _split(config, sets, caches)
     relabel, windows = model.relabel(stage.name), model.windows(stage.name)
+    windows = replace(windows, skip_still=config.data.skip_still)
     mixture = PipelineWindows(_members(caches, training, windows, relabel), pipeline)
     if hasattr(model, "fit"):
         model.fit(mixture, _earlier_arguments(run, start))

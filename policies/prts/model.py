@@ -11,7 +11,7 @@ instructions, V action tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from embodied.data.windows import Relabel, WindowConfig, Windows
+from embodied.data.windows import Relabel, Windows
 from embodied.schema import ACTION, ACTION_DIM, TASK
 from embodied.training.augment import StateNoise
 from policies.prts.backbone import Backbone, Batch, Observed, Words, append
@@ -143,8 +143,10 @@ class PRTS(nn.Module):
         if earlier is not None and earlier.get("fast") is not None:
             self.tokenizer = FastTokenizer.from_json(earlier["fast"])
             return
-        only_actions = WindowConfig(observations=[], actions=[ACTION], chunk=self.chunk)
-        parts = [Windows(member.cache, only_actions, member.episodes) for member in windows.members]
+        only_actions = {"observations": [], "actions": [ACTION], "chunk": self.chunk}
+        parts = [
+            Windows(member.cache, replace(member.config, **only_actions), member.episodes) for member in windows.members
+        ]
         share = max(1, FIT_CHUNKS // len(parts))
         chosen = [np.unique(np.linspace(0, len(part) - 1, share).astype(int)) for part in parts]
         batches = [part.get_batch(samples) for part, samples in zip(parts, chosen, strict=True)]

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+import embodied.data.windows as windows_module
 from embodied.data.cache import FrameCache
 from embodied.data.goals import FutureGoal, Paraphrase
 from embodied.data.rows import RowReader
@@ -30,6 +31,18 @@ def test_chunk_pad_and_steps_to_go(make_cache) -> None:
     assert batch["weight"].tolist() == [1, 1, 1, 1]
     assert batch[IMAGE].shape == (4, 8, 8, 3)
     assert batch[IMAGE][:, 3, 3, 1].tolist() == [7, 0, 2, 5]
+
+
+def test_a_chunk_skips_frames_in_which_the_demonstrator_waits(make_cache, monkeypatch) -> None:
+    """Frames 1, 2 of the first episode and 5 of the second are waits; observations stay where they are."""
+    monkeypatch.setattr(windows_module, "still_frames", lambda _: np.array([0, 1, 1, 0, 0, 1, 0, 0], bool))
+    windows = Windows(make_cache([4, 4]), WindowConfig(**KEYS, chunk=3, skip_still=True))
+    batch = windows.get_batch(np.array([0, 1, 3, 4, 5, 6]))
+    actions = [[0.5, 3.5, 3.5], [3.5] * 3, [3.5] * 3, [4.5, 6.5, 7.5], [6.5, 7.5, 7.5], [6.5, 7.5, 7.5]]
+    assert batch[ACTION][..., 0].tolist() == actions
+    assert batch["action_is_pad"].tolist() == [[0, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0], [0, 0, 1], [0, 0, 1]]
+    assert batch[STATE][..., 0].tolist() == [0, 1, 3, 4, 5, 6]
+    assert batch["steps_to_go"].tolist() == [3, 2, 0, 3, 2, 1]
 
 
 def test_history_with_stride_stays_in_the_episode(make_cache) -> None:
