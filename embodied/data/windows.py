@@ -92,7 +92,8 @@ class Windows:
         self._ends = np.cumsum(self.counts)
         self._starts = self._ends - self.counts
         self._weights = self._sample_weights(weights)
-        self._moving = np.flatnonzero(~still_frames(cache)) if config.skip_still else None
+        skipping = config.skip_still and config.actions
+        self._moving = np.flatnonzero(~still_frames(cache)) if skipping else None
         if len(self) == 0:
             raise ValueError(f"{cache.folder}: no episode was chosen, so there is no sample: check the selection")
 

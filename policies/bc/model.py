@@ -1,8 +1,7 @@
 """Language-conditioned behaviour cloning with action chunks: the baseline every later method is measured against.
 
-Image features -> keypoints under the instruction -> a small transformer -> a chunk of actions, L1 loss (a gripper of
-levels: cross-entropy).
-Shapes: B batch, H chunk, A action numbers, O numbers of the head for a step, S state numbers, D width, T tokens.
+Image features -> keypoints under the instruction -> a small transformer -> a chunk of actions, L1 loss.
+Shapes: B batch, H chunk, A action numbers, S state numbers, D width, T tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from embodied.data.windows import Relabel, WindowConfig
 from embodied.language import WIDTH as WORD_WIDTH
@@ -25,8 +23,6 @@ from policies.layers import KeypointReader, LanguagePool, StateEncoder
 
 STATE_6D = STATE_DIM + 3  # axis-angle as six numbers
 POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
-MOTION = ACTION_DIM - 1  # numbers of an action before the gripper's
-LEVELS = 3  # of the gripper's command: -1 open, 0 hold, +1 close
 
 
 class BehaviourCloning(nn.Module):
@@ -34,8 +30,6 @@ class BehaviourCloning(nn.Module):
 
     dropout: of the transformer's branches and of whole channels of the image features. tune: the vision tower is
     trained too, on images moved by up to `shift` pixels and recoloured by up to `colour`. codec: see ChunkPolicy.
-    gripper: its command is a "value" that is regressed like the others, which between open and close rounds to hold, or
-    one of three "levels", of which the likeliest is taken.
     """
 
     stages = ("bc",)
@@ -55,7 +49,6 @@ class BehaviourCloning(nn.Module):
         shift: int = 0,
         colour: float = 0.0,
         codec: str = "",
-        gripper: str = "value",
         vision: str = "efficientnet-lite0",
         language: str = "minilm-l6",
     ) -> None:
@@ -63,7 +56,6 @@ class BehaviourCloning(nn.Module):
         self._arguments = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         _check_sizes(self._arguments)
         self.chunk, self.image_size, self.image_keys, self.codec = chunk, image_size, IMAGE_KEYS, codec
-        self.levels = gripper == "levels"
         self.frozen = (vision, language)
         self.vision = CameraMaps(vision, image_size, tune, shift, colour, dropout)
         self.features, self.language = self.vision.features, LanguageTower(language)
@@ -76,9 +68,8 @@ class BehaviourCloning(nn.Module):
         self.action = nn.Parameter(torch.zeros(1, 1, width))
         self.place = nn.Parameter(torch.randn(1, 3 + 2 * len(IMAGE_KEYS), width) * 0.02)
         self.blocks = nn.Sequential(*[Block(width, heads, dropout=dropout) for _ in range(depth)])
-        numbers = chunk * (MOTION + LEVELS if self.levels else ACTION_DIM)
         self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, numbers)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, chunk * ACTION_DIM)
         )
 
     def config(self) -> dict[str, Any]:
@@ -93,7 +84,7 @@ class BehaviourCloning(nn.Module):
             GripperLevels(),
             Normalize(STATE, dims=POSITION_AND_GRIPPER),
             RotationTo6D(STATE),
-            Normalize(ACTION, dims=range(MOTION) if self.levels else None),
+            Normalize(ACTION),
         ]
 
     def windows(self, stage: str) -> WindowConfig:
@@ -108,35 +99,20 @@ class BehaviourCloning(nn.Module):
         _check_stage(stage)
 
     def training_step(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Mean over the action's numbers and the steps of the chunk that lie inside the episode: absolute error, and
-        for a gripper of levels the cross-entropy in its place; `error_gripper` is then the share of wrong levels."""
-        out_BHO, target_BHA = self(batch), batch[ACTION]
+        """Mean absolute error over the steps of the chunk that lie inside the episode."""
+        predicted_BHA = self(batch)
         valid_BH = ~batch[f"{ACTION}_is_pad"]
-        error_BHA = (self._actions(out_BHO) - target_BHA).abs()
-        loss_BHA = error_BHA
-        if self.levels:
-            level_BH = target_BHA[..., MOTION].round().clamp(-1, 1).long() + 1
-            entropy_BH = functional.cross_entropy(out_BHO[..., MOTION:].movedim(-1, 1), level_BH, reduction="none")
-            loss_BHA = torch.cat([error_BHA[..., :MOTION], entropy_BH[..., None]], dim=-1)
-            error_BHA = torch.cat([error_BHA[..., :MOTION], (error_BHA[..., MOTION:] > 0.5).float()], dim=-1)
-        error_A = (error_BHA * valid_BH[..., None]).sum(dim=(0, 1)) / valid_BH.sum()
-        parts = {"position": error_A[:3], "rotation": error_A[3:MOTION], "gripper": error_A[MOTION:]}
-        loss = (loss_BHA * valid_BH[..., None]).sum(dim=(0, 1)).mean() / valid_BH.sum()
-        return loss, {f"error_{name}": value.mean() for name, value in parts.items()}
+        error_BHA = (predicted_BHA - batch[ACTION]).abs() * valid_BH[..., None]
+        error_A = error_BHA.sum(dim=(0, 1)) / valid_BH.sum()
+        parts = {"position": error_A[:3], "rotation": error_A[3:6], "gripper": error_A[6:]}
+        return error_A.mean(), {f"error_{name}": value.mean() for name, value in parts.items()}
 
     def predict(self, batch: dict[str, Any]) -> torch.Tensor:
         """Observation after the pipeline, images (B, size, size, 3) uint8 -> normalised actions (B, H, A)."""
-        return self._actions(self(batch))
-
-    def _actions(self, out_BHO: torch.Tensor) -> torch.Tensor:
-        """The head's numbers -> normalised actions (B, H, A)."""
-        if not self.levels:
-            return out_BHO
-        level_BH1 = out_BHO[..., MOTION:].argmax(dim=-1, keepdim=True) - 1
-        return torch.cat([out_BHO[..., :MOTION], level_BH1.to(out_BHO.dtype)], dim=-1)
+        return self(batch)
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Feature columns or images, state (B, S) and B instructions -> the head's numbers (B, H, O)."""
+        """Feature columns or images, state (B, S) and B instructions -> normalised actions (B, H, A)."""
         language_BD = self.words.read(self.language, batch[TASK])
         maps = self.vision(batch, language_BD.device)
         readers = zip(self.readers, self.image_keys, strict=True)
@@ -144,7 +120,7 @@ class BehaviourCloning(nn.Module):
         state_BD = self.state(batch[STATE])
         action_B1D = self.action.expand(len(state_BD), 1, -1)
         x_BTD = torch.cat([*tokens, state_BD[:, None], language_BD[:, None], action_B1D], dim=1) + self.place
-        return self.head(self.blocks(x_BTD)[:, -1]).unflatten(-1, (self.chunk, -1))
+        return self.head(self.blocks(x_BTD)[:, -1]).unflatten(-1, (self.chunk, ACTION_DIM))
 
 
 def _check_stage(stage: str) -> None:
@@ -169,8 +145,6 @@ def _check_sizes(arguments: dict[str, Any]) -> None:
         value, low = arguments[name], least.get(name, 1)
         if not isinstance(value, int) or not low <= value <= limit:
             raise ValueError(f"policy bc: {name} should be an integer in {low}..{limit}, got {value!r}")
-    if arguments["gripper"] not in ("levels", "value"):
-        raise ValueError(f"policy bc: gripper should be levels or value, got {arguments['gripper']!r}")
     if not 0.0 <= arguments["dropout"] < 1.0:
         raise ValueError(f"policy bc: dropout should lie in [0, 1), got {arguments['dropout']!r}")
     if arguments["width"] % arguments["heads"]:

@@ -33,7 +33,7 @@ def batch_of(model: BehaviourCloning, size: int = 2) -> dict:
 
 def test_it_is_what_the_loop_trains(model):
     assert isinstance(model, TrainableModel)
-    defaults = {"dropout": 0.0, "tune": False, "shift": 0, "colour": 0.0, "codec": "", "gripper": "value"}
+    defaults = {"dropout": 0.0, "tune": False, "shift": 0, "colour": 0.0, "codec": ""}
     assert model.config() == {**SMALL, **defaults, "vision": "efficientnet-lite0", "language": "minilm-l6"}
     windows = model.windows("bc")
     assert (windows.chunk, windows.history) == (3, 1)
@@ -68,35 +68,6 @@ def test_loss_leaves_out_steps_after_the_episode(model):
     assert model.training_step(batch)[0].item() == pytest.approx(2.0, rel=1e-4)
 
 
-def test_gripper_levels_are_classes():
-    """A step between open and close is one of the two, never the hold that their mean would round to."""
-    torch.manual_seed(0)
-    model = BehaviourCloning(**SMALL, gripper="levels")
-    model.language.table = {text: torch.randn(5 + i, WIDTH).half() for i, text in enumerate(TEXTS)}
-    batch = batch_of(model)
-    batch[ACTION][..., 6] = torch.tensor([[-1.0, 0.0, 1.0], [1.0, 1.0, -1.0]])
-    out = model(batch)
-    scores = torch.tensor([[[2.0, 0, 1.9], [0, 1, 0], [0, 0, 3]], [[0, 0, 1], [5, 0, 0], [1, 0, 0]]])
-    model.forward = lambda _: torch.cat([batch[ACTION][..., :6], scores], dim=-1)
-    assert model.predict(batch)[..., 6].tolist() == [[-1, 0, 1], [1, -1, -1]]
-    loss, metrics = model.training_step(batch)
-    picked = scores.log_softmax(-1)[[0, 0, 0, 1, 1, 1], [0, 1, 2] * 2, [0, 1, 2, 2, 2, 0]]
-    assert out.shape == (2, 3, 9)
-    assert loss.item() == pytest.approx(-picked.mean().item() / 7, rel=1e-5)
-    assert metrics["error_gripper"].item() == pytest.approx(1 / 6)
-    assert metrics["error_position"].item() == 0
-    batch[f"{ACTION}_is_pad"][1, 1] = True
-    assert model.training_step(batch)[1]["error_gripper"].item() == 0
-
-
-def test_a_gripper_of_levels_is_not_normalised():
-    action_transform = BehaviourCloning(**SMALL, gripper="levels").transforms()[-1]
-    assert action_transform.dims == [0, 1, 2, 3, 4, 5]
-    assert BehaviourCloning(**SMALL).transforms()[-1].dims is None
-    with pytest.raises(ValueError, match="gripper should be levels or value, got 'classes'"):
-        BehaviourCloning(**SMALL, gripper="classes")
-
-
 def test_padding_words_do_not_matter():
     torch.manual_seed(0)
     pool = LanguagePool(12, 8)
@@ -115,10 +86,7 @@ def test_words_change_the_action_and_order_in_the_batch_does_not(model):
     torch.testing.assert_close(turned.flip(0), first, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("gripper", ["levels", "value"])
-def test_every_parameter_is_trained(model, gripper):
-    table, model = model.language.table, BehaviourCloning(**SMALL, gripper=gripper)
-    model.language.table = table
+def test_every_parameter_is_trained(model):
     model.training_step(batch_of(model))[0].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
