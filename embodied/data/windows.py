@@ -143,29 +143,28 @@ class Windows:
         rows = self.rows(samples)
         batch: Batch = {}
         for key, offsets in self._offsets.items():
-            wanted = rows.frame[:, None] + offsets
-            inside = np.clip(wanted, rows.first[:, None], rows.last[:, None])
-            outside = inside != wanted
-            if self._moving is not None and key in self.config.actions:
-                inside, outside = self._skipping(rows, offsets)
+            frames, is_pad = self._frames(key, rows, offsets)
             if len(offsets) == 1:
-                batch[key] = self.gather(key, inside[:, 0])
+                batch[key] = self.gather(key, frames[:, 0])
             else:
-                batch[key] = self.gather(key, inside)
-                batch[f"{key}_is_pad"] = outside
+                batch[key] = self.gather(key, frames)
+                batch[f"{key}_is_pad"] = is_pad
         batch |= self._labels(rows)
         batch["weight"] = np.ones(len(rows.frame), np.float32) if self._weights is None else self._weights[samples]
         for function in self.relabel:
             batch = function(batch, rows, self, rng or np.random.default_rng(0))
         return batch
 
-    def _skipping(self, rows: Rows, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The frames (B, K) at `offsets` from each sample, frames in which nothing moves not counted, and which of them
-        would leave the episode."""
-        assert self._moving is not None
-        wanted = np.searchsorted(self._moving, rows.frame)[:, None] + offsets
-        last = np.searchsorted(self._moving, rows.last)[:, None]  # an episode's last frame is never still
-        return self._moving[np.minimum(wanted, last)], wanted > last
+    def _frames(self, key: str, rows: Rows, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frame numbers (B, K) of a key at `offsets` from each sample, and which of them would leave the episode; its
+        nearest frame stands in for those."""
+        bounds = [rows.frame, rows.first, rows.last]
+        among = self._moving if key in self.config.actions else None
+        if among is not None:  # counted among the frames that move; an episode's last one does
+            bounds = [np.searchsorted(among, bound) for bound in bounds]
+        frame, first, last = (bound[:, None] for bound in bounds)
+        inside = np.clip(frame + offsets, first, last)
+        return inside if among is None else among[inside], inside != frame + offsets
 
     def _labels(self, rows: Rows) -> Batch:
         table = self.cache.episodes

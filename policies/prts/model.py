@@ -143,10 +143,7 @@ class PRTS(nn.Module):
         if earlier is not None and earlier.get("fast") is not None:
             self.tokenizer = FastTokenizer.from_json(earlier["fast"])
             return
-        only_actions = {"observations": [], "actions": [ACTION], "chunk": self.chunk}
-        parts = [
-            Windows(member.cache, replace(member.config, **only_actions), member.episodes) for member in windows.members
-        ]
+        parts = [Windows(m.cache, replace(m.config, observations=[]), m.episodes) for m in windows.members]
         share = max(1, FIT_CHUNKS // len(parts))
         chosen = [np.unique(np.linspace(0, len(part) - 1, share).astype(int)) for part in parts]
         batches = [part.get_batch(samples) for part, samples in zip(parts, chosen, strict=True)]

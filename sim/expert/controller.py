@@ -81,11 +81,13 @@ class Arm:
         self.gripper = OPEN
         self.touching = True
 
-    def toward(self, rotation: np.ndarray, position: np.ndarray, pace: float | None = None) -> np.ndarray:
+    def toward(
+        self, rotation: np.ndarray, position: np.ndarray, pace: float | None = None, touching: bool = True
+    ) -> np.ndarray:
         """The action (7,) that goes towards a pose, the fingers as they are commanded. pace: in place of the arm's."""
         now_rotation, now_position = self.scene.hand()
         share = self.pace if pace is None else pace
-        self.touching = True
+        self.touching = touching
         move = pose_action(now_rotation, now_position, rotation, position, self.scene.output_max, share)
         return np.r_[move, self.gripper].astype(np.float32)
 
@@ -108,9 +110,7 @@ class Arm:
             best = min(best, error)
             if stalled >= STALL_STEPS:
                 return False
-            action = self.toward(rotation, position, pace)
-            self.touching = tolerance.position <= EXACT and far < NEAR
-            yield action
+            yield self.toward(rotation, position, pace, tolerance.position <= EXACT and far < NEAR)
         return False
 
     def hold(self, steps: int) -> Iterator[np.ndarray]:
