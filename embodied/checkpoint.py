@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,16 +213,8 @@ def build_model(config: Mapping[str, Any], folder: Path | None = None) -> Any:
 def check_weights(model: torch.nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:
     """Compares names and shapes in the file's header with the model. ValueError when they differ outside `fresh`."""
     state = model.state_dict()
-    unknown = [name for name in fresh if not any(_within(key, [name]) for key in state)]
-    if unknown:
-        modules = ", ".join(dict.fromkeys(key.split(".")[0] for key in state))
-        raise ValueError(f"fresh should name modules of the model with weights ({modules}, ...), got {unknown[0]!r}")
-    wanted = {key: tuple(value.shape) for key, value in state.items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} should be a whole safetensors file: {error}") from error
+    _check_modules("fresh", fresh, state)
+    wanted, found = {key: tuple(value.shape) for key, value in state.items()}, _shapes(path)
     keys = [key for key in sorted(wanted | found) if not _within(key, fresh)]
     differing = [key for key in keys if wanted.get(key) != found.get(key)]
     if differing:
@@ -243,6 +235,44 @@ def load_weights(model: torch.nn.Module, path: Path, fresh: Sequence[str] = ()) 
         for key, value in model.state_dict().items():
             if not _within(key, fresh):
                 value.copy_(file.get_tensor(key))
+
+
+def load_parts(model: torch.nn.Module, path: Path, modules: Mapping[str, str]) -> None:
+    """Copies modules of another model's file (its name -> the model's name). ValueError when they do not fit."""
+    state, found = model.state_dict(), _shapes(path)
+    _check_modules("parts", list(modules.values()), state)
+    _check_modules(f"parts of {path}", list(modules), found)
+    for theirs, ours in modules.items():
+        wanted = {key.removeprefix(ours): tuple(value.shape) for key, value in state.items() if _within(key, [ours])}
+        given = {key.removeprefix(theirs): shape for key, shape in found.items() if _within(key, [theirs])}
+        differing = [key for key in sorted(wanted | given) if wanted.get(key) != given.get(key)]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{theirs!r} of {path} differs from {ours!r} of the model in {len(differing)} weights, first {key!r}: "
+                f"expected {wanted.get(key, 'none')}, got {given.get(key, 'none')}: make the sizes of both equal"
+            )
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for key in wanted:
+                state[ours + key].copy_(file.get_tensor(theirs + key))
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """What the file's header says. ValueError when it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} should be a whole safetensors file: {error}") from error
+
+
+def _check_modules(what: str, names: Sequence[str], weights: Iterable[str]) -> None:
+    """ValueError unless each name is that of a module with weights."""
+    keys = list(weights)
+    unknown = [name for name in names if not any(_within(key, [name]) for key in keys)]
+    if unknown:
+        modules = ", ".join(dict.fromkeys(key.split(".")[0] for key in keys))
+        raise ValueError(f"{what} should name modules of the model with weights ({modules}, ...), got {unknown[0]!r}")
 
 
 def _within(key: str, modules: Sequence[str]) -> bool:

@@ -66,12 +66,22 @@ class StatisticsOf(Enum):
 
 
 @dataclass
+class Part:
+    """Modules of another checkpoint: its module -> the model's, such as {readers: focus}; shapes must match."""
+
+    checkpoint: str = MISSING
+    modules: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class StageConfig:
     """One stage of training. batch_size: per process and micro-batch; init: checkpoint whose weights it starts from.
 
     lr_scale: what the learning rates of modules are multiplied with, such as {vision.tower: 0.3} for pretrained ones.
 
     fresh: modules that begin anew instead, such as [expert]; the checkpoint may lack them or have them in other shapes.
+
+    parts: modules whose weights come from other checkpoints, with or without `init`, which may then lack them.
 
     statistics: a model that goes on keeps the normalisation that its weights were trained under; `data` computes it
     from these data sets, as for another robot.
@@ -80,6 +90,7 @@ class StageConfig:
     name: str = MISSING
     init: str | None = None
     fresh: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     statistics: StatisticsOf = StatisticsOf.checkpoint
     steps: int = MISSING
     batch_size: int = 64

@@ -19,6 +19,7 @@ from embodied.checkpoint import (
     changed_settings,
     inside,
     list_steps,
+    load_parts,
     load_weights,
     read_json,
     resolve_checkpoint,
@@ -67,7 +68,10 @@ def make_job(
     if stage.fresh and start is None:
         raise ValueError(f"stage.fresh={stage.fresh} needs a checkpoint to start from: give stage.init=CHECKPOINT")
     if start is not None:
-        load_weights(model, inside(resolve_checkpoint(Path(start)), MODEL_FILE), stage.fresh)
+        taken = [module for part in stage.parts for module in part.modules.values()]
+        load_weights(model, inside(resolve_checkpoint(Path(start)), MODEL_FILE), [*stage.fresh, *taken])
+    for part in stage.parts:
+        load_parts(model, inside(resolve_checkpoint(Path(part.checkpoint)), MODEL_FILE), part.modules)
     model.set_stage(stage.name)
     sets = data_sets(config.data)
     caches = {name: open_cache(name, data, progress) for name, data in sets.items()}

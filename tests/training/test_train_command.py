@@ -196,6 +196,28 @@ def test_modules_may_begin_anew_on_a_checkpoint(small_cache, tmp_path, arguments
     assert not {"blocks.0.qkv.weight", "state.net.0.weight"} & same
 
 
+def test_modules_may_come_from_another_checkpoint(small_cache, tmp_path, arguments):
+    first = tmp_path / "first"
+    train(arguments(small_cache.folder, first, "stage.steps=1"))
+
+    def start(name: str, modules: str, *more: str) -> dict[str, torch.Tensor]:
+        parts = f"stage.parts=[{{checkpoint: {first}, modules: {modules}}}]"
+        train(arguments(small_cache.folder, tmp_path / name, "stage.steps=1", "stage.lr=0", "seed=9", parts, *more))
+        return load_checkpoint(tmp_path / name).model.state_dict()
+
+    old = load_checkpoint(first).model.state_dict()
+    new = start("second", "{words: words, readers.0: readers.1}")
+    assert torch.equal(new["words.key.weight"], old["words.key.weight"])
+    assert torch.equal(new["readers.1.widen.weight"], old["readers.0.widen.weight"])
+    assert not torch.equal(new["readers.0.widen.weight"], old["readers.0.widen.weight"])
+    third = start("third", "{readers.0: readers.1}", f"stage.init={first}")
+    assert torch.equal(third["readers.1.widen.weight"], third["readers.0.widen.weight"])
+    with pytest.raises(ValueError, match=r"parts of .* should name modules .*, got 'word'"):
+        start("fourth", "{word: words}")
+    with pytest.raises(ValueError, match=r"'words' of .* differs from 'state' of the model in \d+ weights"):
+        start("fourth", "{words: state}")
+
+
 def test_the_split_has_a_seed_of_its_own(small_cache):
     def held(**settings) -> list[int]:
         config = TrainConfig(data=DataConfig(holdout=0.34, **settings.pop("data", {})), **settings)
