@@ -27,10 +27,11 @@ from embodied.workers import WorkerPool
 
 @dataclass
 class DemoSuite:
-    """What the demo does on one suite."""
+    """What the demo does on one suite. world: a world model of its scenes; null leaves the imagination out."""
 
     env: str = "robosuite"
     tasks: list[int] = field(default_factory=lambda: [0])
+    world: str | None = None
 
 
 @dataclass
@@ -45,8 +46,7 @@ class DemoConfig:
     episodes: int = 3  # of each task and policy
     policies: list[str] = field(default_factory=lambda: ["prts", "expert", "replay", "random"])
     shipped: dict[str, str] = field(default_factory=dict)  # policies that are checkpoints, and where they lie
-    world: str | None = None  # world model that imagines episodes of the first policy again; null leaves it out
-    imagined: int = 3  # episodes
+    imagined: int = 3  # episodes of the first policy that the suite's world model imagines again; 0 leaves it out
     videos: int = 3  # of each policy
     values: int = 2  # other tasks whose value is drawn beside a shipped policy's own
     workers: int = 2
@@ -59,7 +59,8 @@ def demo(config: DemoConfig, command: str) -> Path:
     suite = choose_suite(config)
     words = {task.index: task.language for task in registry().resolve("sim.tasks.tasks")(suite.env)}
     print(f"Suite {suite.env}: " + "; ".join(words[index] for index in suite.tasks), flush=True)
-    steps = 2 + len(config.policies) + (config.world is not None)
+    imagining = suite.world is not None and config.imagined > 0
+    steps = 2 + len(config.policies) + imagining
     with _step(1, steps, f"collecting {config.demonstrations} demonstrations of each task with the scripted expert"):
         collected = _collect(config, suite, folder)
         print(f"{collected.episodes} episodes, {collected.frames} frames in {collected.out}")
@@ -72,7 +73,7 @@ def demo(config: DemoConfig, command: str) -> Path:
             with _step(number, steps, f"evaluating {policy}"):
                 runs.append(_evaluate(config, suite, folder, policy, collected.out, pool))
         sections = [_data_section(collected, checked)]
-        if config.world is not None:
+        if imagining:
             with _step(steps, steps, f"imagining {config.imagined} of its episodes"):
                 sections.insert(0, _imagine(config, suite, runs[0], pool))
     title = f"Demo on {suite.env}"
@@ -137,7 +138,7 @@ def _imagine(config: DemoConfig, suite: DemoSuite, run: ReportRun, pool: WorkerP
     from embodied.evaluation.imagined_rollouts import imagine_episodes, section
     from embodied.evaluation.world import load_world
 
-    world = load_world(str(config.world), "persist_nano")
+    world = load_world(str(suite.world), "persist_nano")
     env = _settings("evaluate", [f"env={suite.env}"]).env
     clips = imagine_episodes(run.folder, env, run.summary.records, world, config.imagined, pool)
     pool.clear()

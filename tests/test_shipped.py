@@ -31,6 +31,7 @@ def test_they_are_there_and_small():
         "policies/bc/checkpoints/libero",
         "policies/prts/checkpoints/nano",
         "world_models/persist/checkpoints/nano",
+        "world_models/persist/checkpoints/nano_robosuite",
     ]
     for path in SHIPPED:
         assert sum(file.stat().st_size for file in (ROOT / path).iterdir()) < LARGEST
@@ -60,8 +61,9 @@ def test_the_shipped_policy_has_a_value_that_depends_on_words_and_actions():
     assert np.abs(values[0] - values[1]).max() > 0.01
 
 
-def test_the_shipped_world_model_imagines():
-    world = load_world("world_models/persist/checkpoints/nano", "nano")
+@pytest.mark.parametrize("name", ["nano", "nano_robosuite"])
+def test_the_shipped_world_models_imagine(name):
+    world = load_world(f"world_models/persist/checkpoints/{name}", name)
     seen = observation(1)
     history = {key: seen[key][:, None] for key in (*IMAGE_KEYS, STATE)}
     actions = np.zeros((1, world.chunk * world.skip, 7), np.float32)

@@ -8,7 +8,7 @@ Runs on libero_object where LIBERO's assets are (`embodied doctor` says), else o
 suite=NAME             libero_object or robosuite, whatever is found
 demonstrations=2       of each task; episodes=3 of each task and policy; videos=3 of each policy
 policies=[...]         prts (the shipped checkpoint, with its value), expert, replay and random
-world=null             leaves out the world model, which imagines some of the first policy's episodes again
+imagined=0             leaves out the world model, which imagines some of the first policy's episodes again
 workers=2              simulator processes
 run=FOLDER             an interrupted demo goes on there (runs/demo/TIME)
 
