@@ -59,6 +59,16 @@ def test_branching_equals_independent_rollouts_with_the_same_noise(world: Any) -
     assert found.valid(chunk).sum().item() == int(lengths.sum()) * chunk
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_branching_on_a_gpu() -> None:
+    world = tiny_nano().eval()
+    state = start(world)
+    state = RolloutState(state.buffer.cuda(), state.actions.cuda())
+    found = branch(world.cuda(), state, torch.tensor([[1, 2], [2, 1]]), [(7, 0), (7, 1)])
+    assert found.frames.is_cuda
+    assert found.valid(world.memory.chunk).sum().item() == 6 * world.memory.chunk
+
+
 def test_the_shared_condition_is_computed_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     plain = world.action_encoder.forward

@@ -123,7 +123,8 @@ def branch(
         raise ValueError(f"lengths should be (rollouts, candidates) of 1 or more, got {lengths.tolist()}")
     start, chunk = state.buffer.shape[1], world.memory.chunk
     names = [(*stream, k) for stream in streams for k in range(candidates)]
-    flat = lengths.flatten().to(state.buffer.device)
+    lengths = lengths.to(state.buffer.device)
+    flat = lengths.flatten()
     with world.acting_as(sampling.policy):
         shared = state_condition(world, state).repeat(candidates)
     alive = torch.arange(count * candidates, device=state.buffer.device)
