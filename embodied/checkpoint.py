@@ -215,8 +215,7 @@ def check_weights(model: torch.nn.Module, path: Path, fresh: Sequence[str] = ())
     state = model.state_dict()
     _check_modules("fresh", fresh, state)
     wanted, found = {key: tuple(value.shape) for key, value in state.items()}, _shapes(path)
-    keys = [key for key in sorted(wanted | found) if not _within(key, fresh)]
-    differing = [key for key in keys if wanted.get(key) != found.get(key)]
+    differing = [key for key in _differing(wanted, found) if not _within(key, fresh)]
     if differing:
         key = differing[0]
         raise ValueError(
@@ -242,19 +241,24 @@ def load_parts(model: torch.nn.Module, path: Path, modules: Mapping[str, str]) -
     state, found = model.state_dict(), _shapes(path)
     _check_modules("parts", list(modules.values()), state)
     _check_modules(f"parts of {path}", list(modules), found)
-    for theirs, ours in modules.items():
-        wanted = {key.removeprefix(ours): tuple(value.shape) for key, value in state.items() if _within(key, [ours])}
-        given = {key.removeprefix(theirs): shape for key, shape in found.items() if _within(key, [theirs])}
-        differing = [key for key in sorted(wanted | given) if wanted.get(key) != given.get(key)]
-        if differing:
-            key = differing[0]
-            raise ValueError(
-                f"{theirs!r} of {path} differs from {ours!r} of the model in {len(differing)} weights, first {key!r}: "
-                f"expected {wanted.get(key, 'none')}, got {given.get(key, 'none')}: make the sizes of both equal"
-            )
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            for key in wanted:
-                state[ours + key].copy_(file.get_tensor(theirs + key))
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for theirs, ours in modules.items():
+            weights = {key.removeprefix(ours): value for key, value in state.items() if _within(key, [ours])}
+            wanted = {key: tuple(value.shape) for key, value in weights.items()}
+            given = {key.removeprefix(theirs): shape for key, shape in found.items() if _within(key, [theirs])}
+            if differing := _differing(wanted, given):
+                key = differing[0]
+                raise ValueError(
+                    f"{theirs!r} of {path} differs from {ours!r} of the model in {len(differing)} weights, first "
+                    f"{key!r}: expected {wanted.get(key, 'none')}, got {given.get(key, 'none')}: make their sizes equal"
+                )
+            for key, value in weights.items():
+                value.copy_(file.get_tensor(theirs + key))
+
+
+def _differing(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Names that only one of them has, or with another shape."""
+    return [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

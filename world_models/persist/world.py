@@ -224,10 +224,6 @@ class PersistWorld(nn.Module):
             self.scale.copy_(deviation.clamp(min=0.05 * float(deviation.max())).view_as(self.scale))
         self.fit_more(windows)
 
-    @property
-    def compiled(self) -> list[nn.Module]:
-        return [self.network]
-
     def fit_more(self, windows: Any) -> None:
         """What a kind learns without gradients beside the scales."""
 
