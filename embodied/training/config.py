@@ -23,6 +23,13 @@ class Balance(Enum):
     tasks = "tasks"
 
 
+class OptimizerName(Enum):
+    """AdamW, or Muon for matrices and AdamW for the rest: fewer steps, each a little dearer."""
+
+    adamw = "adamw"
+    muon = "muon"
+
+
 @dataclass
 class DataSet:
     """One frame cache. `source`: a LeRobot folder, or its name under EMBODIED_DATA; builds `path` if that is missing.
@@ -77,6 +84,8 @@ class Part:
 class StageConfig:
     """One stage of training. batch_size: per process and micro-batch; init: checkpoint whose weights it starts from.
 
+    optimizer: see `embodied.training.optimizer.make_optimizer`.
+
     lr_scale: what the learning rates of modules are multiplied with, such as {vision.tower: 0.3} for pretrained ones.
 
     fresh: modules that begin anew instead, such as [expert]; the checkpoint may lack them or have them in other shapes.
@@ -95,6 +104,7 @@ class StageConfig:
     steps: int = MISSING
     batch_size: int = 64
     accumulate: int = 1
+    optimizer: OptimizerName = OptimizerName.adamw
     lr: float = 1e-3
     final_lr: float = 0.0
     lr_scale: Any = None

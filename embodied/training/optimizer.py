@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 
-from embodied.training.config import StageConfig
+from embodied.training.config import OptimizerName, StageConfig
+
+MOMENTUM = 0.95  # of Muon
 
 
-def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.AdamW:
-    """AdamW over what requires gradients; vectors and scalars (biases, norms) are not decayed.
+def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
+    """AdamW or Muon over what requires gradients; vectors and scalars (biases, norms) are not decayed.
+
+    Muon (Jordan 2024) moves matrices, and convolutions as matrices, along the nearest orthogonal one to their averaged
+    gradient, scaled to the size of AdamW's steps (Liu et al. 2025, "Muon is scalable for LLM training"), so that a
+    learning rate means about the same; tables of embeddings, vectors and scalars go by AdamW with Nesterov momentum.
 
     Each group's "scale" is what the learning rate of its modules is multiplied with (`stage.lr_scale`).
     """
@@ -21,20 +27,36 @@ def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.Ad
     if not trained:
         raise ValueError(f"stage {stage.name!r} leaves nothing to train: check the model's set_stage")
     factors = _factors(stage.lr_scale, list(trained))
-    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    muon, tables = stage.optimizer is OptimizerName.muon, _tables(model)
+    groups: dict[tuple[float, bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in trained.items():
         scale = next((value for key, value in factors.items() if _inside(name, key)), 1.0)
-        groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
-    order = sorted(groups, key=lambda key: (key[0] != 1.0, key[0], not key[1]))
+        matrix = parameter.ndim >= 2
+        groups.setdefault((scale, matrix, muon and id(parameter) in tables), []).append(parameter)
+    order = sorted(groups, key=lambda key: (key[0] != 1.0, key[0], not key[1], key[2]))
+    settings = [
+        {"params": groups[key], "weight_decay": stage.weight_decay * key[1], "scale": key[0]}
+        | ({"use_fallback": True} if muon and (key[2] or not key[1]) else {})
+        for key in order
+    ]
     first, second = stage.betas
-    return torch.optim.AdamW(
-        [
-            {"params": groups[scale, matrix], "weight_decay": stage.weight_decay * matrix, "scale": scale}
-            for scale, matrix in order
-        ],
-        lr=stage.lr,
-        betas=(first, second),
-    )
+    if not muon:
+        return torch.optim.AdamW(settings, lr=stage.lr, betas=(first, second))
+    return _muon()(settings, lr=stage.lr, betas=(first, second), momentum=MOMENTUM, nesterov=True)
+
+
+def _muon() -> Any:
+    """timm's optimiser, imported on use: training with AdamW needs no timm."""
+    try:
+        from timm.optim import Muon
+    except ImportError as error:
+        raise ValueError(f"stage.optimizer=muon needs timm: pip install 'embodied-stack[models]' ({error})") from error
+    return Muon
+
+
+def _tables(model: torch.nn.Module) -> set[int]:
+    """Parameters of embeddings: rows that are looked up one by one, no linear map."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
 
 
 def _factors(given: Any, trained: list[str]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from embodied.io import read_lines
-from embodied.training.config import LogConfig, StageConfig, TrainConfig
+from embodied.training.config import LogConfig, OptimizerName, StageConfig, TrainConfig
 from embodied.training.guard import BadBatchError, describe
 from embodied.training.loop import Job, train
 from embodied.training.metrics import MetricsLog
@@ -185,6 +185,80 @@ def test_a_module_may_learn_more_slowly():
     for wrong, message in (({"towel": 0.1}, "tower, head"), ({"tower": -1}, "positive"), (0.1, "positive")):
         with pytest.raises(ValueError, match=message):
             make_optimizer(model, StageConfig(name="fit", steps=1, lr_scale=wrong))
+
+
+class Net(Line):
+    """The same line through matrices, a convolution and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(8, 8)
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Conv1d(2, 8, 3), torch.nn.Flatten())
+        self.out = torch.nn.Linear(16, 1, bias=False)
+
+    def training_step(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x = batch["x"] @ self.w + self.b + self.table(torch.arange(len(batch["x"])))
+        x = self.net[1](self.net[0](x).unflatten(1, (2, 4)))
+        return (self.out(self.net[2](x))[:, 0] - batch["y"]).square().mean(), {}
+
+
+def muon_job(run: Path, **stage: Any) -> Job:
+    task = job(run, Batches(8), optimizer=OptimizerName.muon, **{"lr": 0.01} | stage)
+    task.model = Net()
+    return task
+
+
+def test_muon_moves_matrices_by_orthogonal_ones():
+    """Steps have the size of Adam's: singular values around 0.2 sqrt(largest side); the rest is NAdam's."""
+    model = Net()
+    optimizer = make_optimizer(
+        model, StageConfig(name="fit", steps=1, optimizer=OptimizerName.muon, lr=0.01, weight_decay=0.0)
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    step = {name: (p.detach() - before[name]) / 0.01 for name, p in model.named_parameters()}
+    for name in ("net.0.weight", "net.1.weight"):
+        sizes = torch.linalg.svdvals(step[name].flatten(1)) / (0.2 * math.sqrt(8))
+        assert 0.6 < sizes.median() < 1.3, name  # five Newton-Schulz iterations: about 0.7 to 1.2
+        assert sizes.max() < 1.4, name
+        assert (step[name] * model.get_parameter(name).grad).sum() < 0, name
+    for name in ("table.weight", "net.0.bias"):
+        assert step[name].abs().median() == pytest.approx(1 + 0.9, abs=0.01), name
+
+
+def test_muon_decays_matrices_only_and_keeps_the_modules_rates():
+    stage = StageConfig(name="fit", steps=1, optimizer=OptimizerName.muon, lr_scale={"net": 0.1}, weight_decay=0.3)
+    model = Net()
+    groups = {id(p): group for group in make_optimizer(model, stage).param_groups for p in group["params"]}
+    found = {name: groups[id(p)] for name, p in model.named_parameters()}
+    assert {name: group["weight_decay"] for name, group in found.items()} == {
+        name: 0.3 if p.ndim > 1 else 0.0 for name, p in model.named_parameters()
+    }
+    assert {name for name, group in found.items() if group.get("use_fallback")} == {
+        "b",
+        "net.0.bias",
+        "net.1.bias",
+        "table.weight",
+    }
+    assert {name for name, group in found.items() if group["scale"] == 0.1} == {
+        name for name in found if name.startswith("net.")
+    }
+
+
+def test_muon_resumes_bit_for_bit(tmp_path):
+    whole, half = muon_job(tmp_path / "whole", steps=4), muon_job(tmp_path / "half", steps=4)
+    half.config.stop_after = 2
+    train(whole, accelerator())
+    train(half, accelerator())
+    rest = muon_job(tmp_path / "half", steps=4)
+    train(rest, accelerator())
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, rest.model.state_dict()[name]), name
+    losses = [[line["loss"] for line in read_lines(tmp_path / run / "metrics.jsonl")] for run in ("whole", "half")]
+    assert losses[0] == losses[1]
 
 
 def test_metrics_after_the_resumed_step_are_dropped(tmp_path):
