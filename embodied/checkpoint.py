@@ -96,26 +96,37 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> Checkpoint:
     return Checkpoint(model, pipeline, config, digest(folder))
 
 
-def export_checkpoint(path: str | Path, out: Path, dtype: torch.dtype, change: Mapping[str, Any] | None = None) -> Path:
+def export_checkpoint(
+    path: str | Path,
+    out: Path,
+    dtype: torch.dtype,
+    change: Mapping[str, Any] | None = None,
+    merge: bool = False,
+) -> Path:
     """A checkpoint to publish: no training state, its parameters (buffers stay) in `dtype`. Returns the source folder.
 
-    change: settings of the model that take another value, as of its sampler. ValueError when `out` exists already, or
-    `path` is no checkpoint.
+    change: settings of the model that take another value, as of its sampler. merge: adapters are folded into the
+    weights that they adapt. ValueError when `out` exists already, `path` is no checkpoint, or nothing can be merged.
     """
     if out.exists():
         raise ValueError(f"out={out} exists already: choose another folder or remove it")
     source = resolve_checkpoint(Path(path))
     loaded = load_checkpoint(source)
-    parameters = {name for name, _ in loaded.model.named_parameters()}
-    weights = {
-        key: _stored(value, dtype if key in parameters else None) for key, value in loaded.model.state_dict().items()
-    }
-    model = loaded.model
+    model = _merge(loaded.model) if merge else loaded.model
+    parameters = {name for name, _ in model.named_parameters()}
+    weights = {key: _stored(value, dtype if key in parameters else None) for key, value in model.state_dict().items()}
     if change:
-        model = build_model(changed_settings(loaded.config["model"], change))
+        settings = {"_target_": loaded.config["model"]["_target_"], **model.config()}
+        model = build_model(changed_settings(settings, change))
     out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, model, loaded.pipeline, weights=weights, info=loaded.config["info"])
     return source
+
+
+def _merge(model: Any) -> Any:
+    if not hasattr(model, "merged"):
+        raise ValueError(f"{type(model).__name__} has no adapters to merge: leave merge out")
+    return model.merged()
 
 
 def changed_settings(settings: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

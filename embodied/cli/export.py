@@ -7,6 +7,7 @@ path    checkpoint folder or training run (its newest checkpoint)
 out     folder to write, which must not exist
 dtype   bf16 (half the size) or fp32
 change  settings of the model with another value, which its weights do not depend on
+merge   true: adapters (LoRA of a post-trained world model) become part of the weights they adapt
 
 Loading converts back to float32; what rounding does to a policy is for an evaluation to say.
 """
@@ -38,6 +39,7 @@ class ExportConfig:
     out: str = MISSING
     dtype: StoredAs = StoredAs.bf16
     change: dict[str, Any] = field(default_factory=dict)
+    merge: bool = False
 
 
 def register(registry: Registry) -> None:
@@ -52,6 +54,6 @@ def run(arguments: list[str]) -> int:
 
     config = to_dataclass(compose_config("export", adding(arguments, "change")))
     out = Path(config.out)
-    source = export_checkpoint(config.path, out, getattr(torch, config.dtype.value), config.change)
+    source = export_checkpoint(config.path, out, getattr(torch, config.dtype.value), config.change, config.merge)
     print(f"{source} -> {out}, {(out / MODEL_FILE).stat().st_size / 1e6:.1f} MB")
     return 0

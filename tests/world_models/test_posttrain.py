@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 from world_parts import tiny_batch, tiny_nano
 
-from embodied.checkpoint import list_steps, load_checkpoint
+from embodied.checkpoint import list_steps, load_checkpoint, save_checkpoint
+from embodied.cli.export import run as export
 from embodied.cli.train import run as train
 from embodied.evaluation.world_metrics import FrameMetrics
 from embodied.io import read_lines
+from embodied.transforms import Pipeline
 from world_models.persist.adapters import LoraSettings
 from world_models.persist.posttrain import Posttrainer, Round, StopPosttrainingError, informative
 from world_models.persist.rewards import ImageScore
@@ -139,30 +142,62 @@ def test_rewards_are_the_same_under_bfloat16() -> None:
     torch.testing.assert_close(mixed.scores, plain.scores)
 
 
-def test_the_reference_is_the_model_before_adapters() -> None:
-    model = tiny_nano().eval()
+def denoise(model: Any) -> Callable[[Any], torch.Tensor]:
+    """What a world of this kind makes of some noise, given random frames."""
     batch = tiny_batch(model)
     model.space.fit(batch)
     latents, actions, _ = model.read(batch)
-    context = latents[:, : model.memory.context]
     x, sigma = torch.randn(3, 2, *model.space.shape), torch.ones(3)
-    with torch.no_grad():
-        before = model.denoised(x, sigma, model.condition(context, actions))
-        model.set_stage("posttrain")
-        model.eval()
-        for name, value in model.network.named_parameters():
-            if "lora_B.new" in name:
-                value.fill_(0.05)
-        found = {}
-        for policy in ("new", "old", "reference"):
-            with model.acting_as(policy):
-                found[policy] = model.denoised(x, sigma, model.condition(context, actions))
+
+    @torch.no_grad()
+    def denoised(world: Any) -> torch.Tensor:
+        return world.denoised(x, sigma, world.condition(latents[:, : model.memory.context], actions))
+
+    return denoised
+
+
+def adapt(model: Any) -> None:
+    model.set_stage("posttrain")
+    model.eval()
+    for name, value in model.network.named_parameters():
+        if "lora_B.new" in name:
+            value.data.fill_(0.05)
+
+
+def test_the_reference_is_the_model_before_adapters() -> None:
+    model = tiny_nano().eval()
+    denoised = denoise(model)
+    before = denoised(model)
+    adapt(model)
+    found = {}
+    for policy in ("new", "old", "reference"):
+        with model.acting_as(policy):
+            found[policy] = denoised(model)
     torch.testing.assert_close(found["reference"], before)
     torch.testing.assert_close(found["old"], before)
     assert not torch.allclose(found["new"], before)
     model.policies.move_old(0.0)
-    with torch.no_grad(), model.acting_as("old"):
-        torch.testing.assert_close(model.denoised(x, sigma, model.condition(context, actions)), found["new"])
+    with model.acting_as("old"):
+        torch.testing.assert_close(denoised(model), found["new"])
+
+
+def test_merged_adapters_are_the_new_policy(tmp_path: Path) -> None:
+    model = tiny_nano().eval()
+    denoised = denoise(model)
+    before = denoised(model)
+    sizes = {key: value.shape for key, value in model.state_dict().items()}
+    adapt(model)
+    model.action_encoder.net[0].bias.data.add_(0.3)
+    save_checkpoint(tmp_path / "adapted", model, Pipeline([], {}))
+    words = [f"path={tmp_path / 'adapted'}", "dtype=fp32"]
+    assert export([*words, f"out={tmp_path / 'merged'}", "merge=true", "change={edm: {steps: 7}}"]) == 0
+    merged = load_checkpoint(tmp_path / "merged").model
+    assert {key: value.shape for key, value in merged.state_dict().items()} == sizes
+    assert (merged.lora, merged.edm.steps) == (None, 7)
+    torch.testing.assert_close(denoised(merged), denoised(model))
+    assert not torch.allclose(denoised(merged), before, atol=1e-3)
+    with pytest.raises(ValueError, match="no adapters to merge"):
+        export([f"path={tmp_path / 'merged'}", f"out={tmp_path / 'again'}", "merge=true"])
 
 
 def test_a_wrong_change_is_named(world_cache: Any, start: Path, tmp_path: Path) -> None:

@@ -76,6 +76,20 @@ class Policies:
         for old, new in self._pairs:
             old.lerp_(new, 1 - keep)
 
+    @torch.no_grad()
+    def merged(self, world: Any) -> dict[str, torch.Tensor]:
+        """State of the new policy as a world without adapters: W + (alpha / rank) B A (Hu et al. 2021, eq. 3)."""
+        state: dict[str, torch.Tensor] = world.state_dict()
+        for name, module in world.named_modules():
+            if module in self.layers:
+                state[f"{name}.base_layer.weight"] = module.get_base_layer().weight + module.get_delta_weight(NEW)
+        own = ("other_encoders.", "watched")
+        return {
+            key.replace(".base_layer.", "."): value
+            for key, value in state.items()
+            if "lora_" not in key and not key.startswith(own)
+        }
+
     @staticmethod
     def _matching(world: Any) -> list[tuple[nn.Parameter, nn.Parameter]]:
         named = dict(world.network.named_parameters())

@@ -9,7 +9,7 @@ A numbers of a frame's action, E width of a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -128,6 +128,7 @@ class PersistWorld(nn.Module):
     network: nn.Module
     action_encoder: Any
     other_encoders: Any
+    config: Callable[[], dict[str, Any]]  # of each kind
     scale: Tensor
     calls: Tensor
 
@@ -205,6 +206,14 @@ class PersistWorld(nn.Module):
         self.lora = settings
         self.register_buffer("watched", torch.zeros(3))  # running share, new and reference teacher-forced loss
         self.policies = Policies(self, settings)
+
+    def merged(self) -> PersistWorld:
+        """The world as the new policy sees it, its adapters folded into the weights. ValueError when it has none."""
+        if self.policies is None:
+            raise ValueError("this world model has no adapters to merge: leave merge out, it is one set of weights")
+        world = type(self)(**self.config() | {"lora": None})
+        world.load_state_dict(self.policies.merged(self))
+        return world
 
     @torch.no_grad()
     def fit(self, windows: Any, earlier: dict[str, Any] | None) -> None:
