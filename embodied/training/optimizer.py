@@ -41,7 +41,7 @@ def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.Op
     ]
     first, second = stage.betas
     if not muon:
-        return torch.optim.AdamW(settings, lr=stage.lr, betas=(first, second))
+        return torch.optim.AdamW(settings, lr=stage.lr, betas=(first, second), fused=True)
     return _muon()(settings, lr=stage.lr, betas=(first, second), momentum=MOMENTUM, nesterov=True)
 
 
