@@ -32,12 +32,13 @@ def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.Op
     for name, parameter in trained.items():
         scale = next((value for key, value in factors.items() if _inside(name, key)), 1.0)
         matrix = parameter.ndim >= 2
-        groups.setdefault((scale, matrix, muon and id(parameter) in tables), []).append(parameter)
+        fallback = muon and (not matrix or id(parameter) in tables)
+        groups.setdefault((scale, matrix, fallback), []).append(parameter)
     order = sorted(groups, key=lambda key: (key[0] != 1.0, key[0], not key[1], key[2]))
     settings = [
-        {"params": groups[key], "weight_decay": stage.weight_decay * key[1], "scale": key[0]}
-        | ({"use_fallback": True} if muon and (key[2] or not key[1]) else {})
-        for key in order
+        {"params": groups[scale, matrix, fallback], "weight_decay": stage.weight_decay * matrix, "scale": scale}
+        | ({"use_fallback": True} if fallback else {})
+        for scale, matrix, fallback in order
     ]
     first, second = stage.betas
     if not muon:
