@@ -49,7 +49,7 @@ def make_optimizer(model: torch.nn.Module, stage: StageConfig) -> torch.optim.Op
 def _muon() -> Any:
     """timm's optimiser, imported on use: training with AdamW needs no timm."""
     try:
-        from timm.optim import Muon
+        from embodied.training.muon import Muon
     except ImportError as error:
         raise ValueError(f"stage.optimizer=muon needs timm: pip install 'embodied-stack[models]' ({error})") from error
     return Muon

@@ -229,6 +229,30 @@ def test_muon_moves_matrices_by_orthogonal_ones():
         assert step[name].abs().median() == pytest.approx(1 + 0.9, abs=0.01), name
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+def test_muon_computes_in_float32_where_bfloat16_is_emulated(monkeypatch, emulated):
+    from timm.optim import muon
+
+    import embodied.training.muon as ours
+
+    original, seen = muon.zeropower_via_newtonschulz, []
+
+    def spy(*arguments: Any, **settings: Any) -> torch.Tensor:
+        seen.append(original(*arguments, **settings))
+        return seen[-1]
+
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", spy)
+    monkeypatch.setattr(ours, "emulates_bfloat16", lambda device: emulated)
+    model = Net()
+    optimizer = make_optimizer(model, StageConfig(name="fit", steps=1, optimizer=OptimizerName.muon))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert seen
+    assert {value.dtype for value in seen} == {torch.float32 if emulated else torch.bfloat16}
+    assert muon.zeropower_via_newtonschulz is spy
+
+
 def test_muon_decays_matrices_only_and_keeps_the_modules_rates():
     stage = StageConfig(name="fit", steps=1, optimizer=OptimizerName.muon, lr_scale={"net": 0.1}, weight_decay=0.3)
     model = Net()
