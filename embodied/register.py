@@ -18,6 +18,7 @@ TARGETS = (
     "embodied.training.bench.TrainBench",
     "embodied.bench.world.WorldBench",
     "embodied.bench.world_state.WorldStateBench",
+    "embodied.bench.ablation.PolicyAblation",
 )
 
 OWN = ("embodied", "sim", "policies", "world_models")

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import embodied.bench.ablation as bench_ablation
+from embodied.bench.ablation import PolicyAblation
 from embodied.cli.ablation import run as command
 from embodied.evaluation.ablation import AblationConfig, ablation
 from embodied.evaluation.records import Outcome, Record, RunFolder
@@ -105,3 +107,70 @@ def test_the_command_writes_figures(tmp_path, capsys):
     content = json.loads((tmp_path / "figures.json").read_text())
     assert content["ablation.a_over_b.points"]["value"] == 1.0
     assert "ablation.a_over_b.points" in capsys.readouterr().out
+
+
+class Commands:
+    """Stands for the processes: training leaves a folder, evaluation the outcomes of its arm; some may fail."""
+
+    def __init__(self, rates: dict[str, list[bool]]) -> None:
+        self.rates, self.done, self.fail = rates, [], ""
+
+    def __call__(self, arguments: list[str], log: Path) -> int:
+        run = Path(arguments[-1 if arguments[0] == "evaluate" else -2 if "stop_after=1" in arguments else -1][4:])
+        self.done.append(arguments)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("the reason")
+        if self.fail and self.fail in run.as_posix():
+            return 3
+        if arguments[0] == "train":
+            step = run / "checkpoints" / "step-1"
+            step.mkdir(parents=True, exist_ok=True)
+            (step / "config.json").write_text("{}")
+        else:
+            evaluation(run, {0: self.rates[run.parent.name.rpartition("_")[0]]})
+        return 0
+
+
+def policy_ablation(folder: Path, **settings) -> PolicyAblation:
+    arms = {"plain": [["policy=a"]], "full": [["policy=b", "stage=one"], ["policy=b", "stage=two"]]}
+    return PolicyAblation(arms, {"points": ["env=points"]}, str(folder), seeds=[0, 1], **settings)
+
+
+def test_bench_trains_every_arm_and_seed_and_compares_them(tmp_path, monkeypatch):
+    commands = Commands({"plain": [True, False], "full": [True, True]})
+    monkeypatch.setattr(bench_ablation, "run_logged", commands)
+    bench = policy_ablation(tmp_path, train=["data=x"], evaluate=["workers=1"], jobs=2)
+    found = {figure.name: figure.value for figure in bench.run(lambda line: None)}
+    assert found == {
+        "success.full.points": 1.0,
+        "success.plain.points": 0.5,
+        "ablation.full_over_plain.points": 0.5,
+    }
+    first = f"run={tmp_path}/plain_0/stage0"
+    assert commands.done[0] == ["train", "policy=a", "data=x", "seed=0", first, "stop_after=1"]
+    second = ["train", "policy=b", "stage=two", "data=x", f"stage.init={tmp_path}/full_1/stage0", "seed=1"]
+    assert [*second, f"run={tmp_path}/full_1/stage1"] in commands.done
+    tried = ["evaluate", "policy=checkpoint", f"policy.path={tmp_path}/full_1/stage1", "env=points", "workers=1"]
+    assert [*tried, f"run={tmp_path}/full_1/points"] in commands.done
+    assert len(commands.done) == 2 + 2 * (1 + 2) + 4  # prepared, trained, evaluated
+
+
+def test_bench_goes_on_where_it_failed(tmp_path, monkeypatch):
+    commands = Commands({"plain": [True], "full": [True]})
+    monkeypatch.setattr(bench_ablation, "run_logged", commands)
+    commands.fail = "full_1/stage1"
+    with pytest.raises(RuntimeError, match=r"embodied train for .*full_1/stage1 ended with status 3.*\n.*the reason"):
+        policy_ablation(tmp_path).run(lambda line: None)
+    commands.fail, commands.done = "", []
+    policy_ablation(tmp_path).run(lambda line: None)
+    assert [words[0] for words in commands.done] == ["train", "evaluate"]
+
+
+def test_bench_runs_a_real_command_and_keeps_what_it_says(tmp_path):
+    assert bench_ablation.run_logged(["train", "policy=nothing"], tmp_path / "a" / "log") != 0
+    assert "nothing" in (tmp_path / "a" / "log").read_text()
+
+
+def test_bench_refuses_half_an_ablation(tmp_path):
+    with pytest.raises(ValueError, match="two arms or more"):
+        PolicyAblation({"one": [["policy=a"]]}, {"points": []}, str(tmp_path))
