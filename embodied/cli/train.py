@@ -2,7 +2,8 @@
 
 The same command for every model: policy=NAME or world_model=NAME, one of its stages, a mixture of frame caches.
 `run=FOLDER` names the run; given again, it goes on from the newest checkpoint there, bit for bit on CPU.
-On several GPUs: `accelerate launch -m embodied.cli train ...`.
+On several GPUs: `accelerate launch -m embodied.cli train ...`. On several cores, where that starts one process only:
+`torchrun --nproc_per_node 2 -m embodied.cli train ... threads=1 cpu=true`. The first line says how many there are.
 
   embodied train policy=bc stage=bc data=libero_demos run=runs/train/first
   embodied train policy=bc stage=bc data=libero_demos stage.steps=2000 policy.width=128 precision=bf16
@@ -57,6 +58,9 @@ def run(arguments: list[str]) -> int:
         job = make_job(
             config, folder, accelerator.process_index, accelerator.num_processes, hooks(config), _show_progress()
         )
+    if accelerator.is_main_process:
+        count, size = accelerator.num_processes, config.stage.batch_size * config.stage.accumulate
+        print(f"{folder}: {count} process{'es' * (count > 1)}, {count * size} samples a step", flush=True)
     with job.loader:
         progress = train(job, accelerator)
     if accelerator.is_main_process:

@@ -122,14 +122,16 @@ def test_two_processes_equal_one_with_twice_the_batch(small_cache, tmp_path, arg
         subprocess.Popen(
             [sys.executable, "-c", code, *two],
             env={**common, **place, "RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for r in range(2)
     ]
     for process in ranks:
-        _, errors = process.communicate(timeout=300)
+        said, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-2000:]
+        assert ("2 processes, 8 samples a step" in said) == (process is ranks[0])  # the first one speaks for all
     expected, got = (checkpoints(tmp_path / name)["model.safetensors"] for name in ("one", "two"))
     start = load_checkpoint(tmp_path / "one").model
     assert (
