@@ -116,7 +116,7 @@ class Commands:
         self.rates, self.done, self.fail = rates, [], ""
 
     def __call__(self, arguments: list[str], log: Path) -> int:
-        run = Path(arguments[-1 if arguments[0] == "evaluate" else -2 if "stop_after=1" in arguments else -1][4:])
+        run = Path(next(word.removeprefix("run=") for word in arguments if word.startswith("run=")))
         self.done.append(arguments)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("the reason")
