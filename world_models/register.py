@@ -10,6 +10,7 @@ def register(registry: Registry) -> None:
         "world_models.persist.actions.FrameActions",
         "world_models.persist.actions.FramePoses",
         "world_models.persist.imagined_env.make_imagined_env",
+        "world_models.persist.judged_env.make_judged_env",
         "world_models.persist.nano.PersistNano",
         "world_models.persist.state.PersistState",
         "world_models.persist.success.SuccessClassifier",

@@ -2,7 +2,8 @@
 
 Each policy has two evaluation runs (`embodied evaluate`), one with the simulator's environment and one with
 env=imagined; episodes pair by identity. Figures: Pearson's r, rank correlation and MMRV of the success rates, with
-intervals over episodes; the same without the policies named in `without`.
+intervals over episodes; the same without the policies named in `without`. A third run, with env=judged and the
+classifier of the imagined one, says how often that classifier is right about the simulator's own episodes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ WIDTH, MARGIN = 360, 44
 
 @dataclass(frozen=True)
 class PolicyOutcomes:
-    """Success (E,) of the same episodes, in the simulator and imagined."""
+    """Success (E,) of the same episodes: in the simulator, imagined, and in the simulator as the classifier sees it."""
 
     name: str
     real: np.ndarray
     imagined: np.ndarray
+    judged: np.ndarray | None = None
 
     @property
     def agreement(self) -> float:
@@ -35,21 +37,21 @@ class PolicyOutcomes:
         return float((self.real == self.imagined).mean())
 
 
-def read_policy(name: str, simulator: Path, imagined: Path) -> PolicyOutcomes:
-    """Pairs two runs. ValueError when they share no episode or were made by different policies."""
-    sides = [RunFolder(path).records() for path in (simulator, imagined)]
+def read_policy(name: str, runs: Sequence[Path]) -> PolicyOutcomes:
+    """Pairs two or three runs. ValueError when they share no episode or were made by different policies."""
+    sides = [RunFolder(path).records() for path in runs]
     digests = [{record.policy_digest for record in side.values()} for side in sides]
-    if digests[0] != digests[1]:
-        raise ValueError(f"{simulator} and {imagined} should be runs of one policy: evaluate {name} in both again")
+    listed = " and ".join(str(path) for path in runs)
+    if any(digest != digests[0] for digest in digests):
+        raise ValueError(f"{listed} should be runs of one policy: evaluate {name} in each again")
     keys = [
         key
-        for key in sorted(sides[0].keys() & sides[1].keys())
+        for key in sorted(set.intersection(*(set(side) for side in sides)))
         if all(side[key].outcome is not Outcome.ERROR for side in sides)
     ]
     if not keys:
-        raise ValueError(f"{simulator} and {imagined} share no finished episode: use the same suite, tasks and seed")
-    real, seen = (np.array([float(side[key].success) for key in keys]) for side in sides)
-    return PolicyOutcomes(name, real, seen)
+        raise ValueError(f"{listed} share no finished episode: use the same suite, tasks and seed")
+    return PolicyOutcomes(name, *(np.array([float(side[key].success) for key in keys]) for side in sides))
 
 
 def policy_figures(policies: Sequence[PolicyOutcomes], without: Sequence[str] = ()) -> list[Figure]:
@@ -65,7 +67,22 @@ def policy_figures(policies: Sequence[PolicyOutcomes], without: Sequence[str] = 
     if 3 <= len(kept) < len(policies):
         found += _figures(real[kept], seen[kept], "_learned", f"without {', '.join(without)}")
     agreement = float(np.mean([policy.agreement for policy in policies]))
-    return [*found, Figure("policy_eval.agreement", agreement, "", None, "episodes that end alike")]
+    found.append(Figure("policy_eval.agreement", agreement, "", None, "episodes that end alike"))
+    return [*found, *judge_figures(policies)]
+
+
+def judge_figures(policies: Sequence[PolicyOutcomes]) -> list[Figure]:
+    """How often the success classifier is right about the simulator's episodes, of the policies that were judged."""
+    pairs = [(policy.real > 0, policy.judged > 0) for policy in policies if policy.judged is not None]
+    if not pairs:
+        return []
+    real, judged = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    found = [Figure("policy_eval.judge.agreement", float((real == judged).mean()), "", None, f"{len(real)} episodes")]
+    for label, kind, wrong in (("missed", real, ~judged), ("false_success", ~real, judged)):
+        if kind.any():
+            note = f"of {int(kind.sum())} {'successes' if label == 'missed' else 'failures'}"
+            found.append(Figure(f"policy_eval.judge.{label}", float(wrong[kind].mean()), "share", None, note))
+    return found
 
 
 def _figures(real: np.ndarray, seen: np.ndarray, suffix: str, note: str) -> list[Figure]:
@@ -101,10 +118,12 @@ def scatter(policies: Sequence[PolicyOutcomes]) -> str:
     )
 
 
-def evaluate_policies(pairs: Mapping[str, Sequence[str]], without: Sequence[str] = ()) -> tuple[list[Figure], str]:
-    """name -> (simulator's run, imagined run). Figures, and the scatter plot."""
-    wrong = [name for name, runs in pairs.items() if len(runs) != 2]
+def evaluate_policies(runs: Mapping[str, Sequence[str]], without: Sequence[str] = ()) -> tuple[list[Figure], str]:
+    """name -> (simulator's run, imagined run[, judged run]). Figures, and the scatter plot."""
+    wrong = [name for name, paths in runs.items() if len(paths) not in (2, 3)]
     if wrong:
-        raise ValueError(f"policies should map a name to two runs, [simulator, imagined], {wrong[0]} does not")
-    policies = [read_policy(name, Path(runs[0]), Path(runs[1])) for name, runs in pairs.items()]
+        raise ValueError(
+            f"policies should map a name to two or three runs, [simulator, imagined, judged], {wrong[0]} does not"
+        )
+    policies = [read_policy(name, [Path(path) for path in paths]) for name, paths in runs.items()]
     return policy_figures(policies, without), scatter(policies)

@@ -22,7 +22,7 @@ def run(path: Path, outcomes: str, digest: str = "d") -> Path:
 
 
 def test_episodes_pair_and_errors_are_left_out(tmp_path: Path) -> None:
-    found = read_policy("p", run(tmp_path / "a", "sfse"), run(tmp_path / "b", "ssf"))
+    found = read_policy("p", [run(tmp_path / "a", "sfse"), run(tmp_path / "b", "ssf")])
     assert found.real.tolist() == [1, 0, 1]
     assert found.imagined.tolist() == [1, 1, 0]
     assert found.agreement == pytest.approx(1 / 3)
@@ -41,10 +41,24 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert plot.count("<circle") == 3
 
 
+def test_the_classifier_against_the_simulator(tmp_path: Path) -> None:
+    runs = {}
+    for name, real, judged in (("a", "ffff", "fsff"), ("b", "ssff", "sfff"), ("c", "ssss", "ssss")):
+        sides = (real, real, judged)
+        runs[name] = [str(run(tmp_path / f"{name}-{i}", side)) for i, side in enumerate(sides)]
+    values = {figure.name: figure.value for figure in evaluate_policies(runs)[0]}
+    assert values["policy_eval.agreement"] == 1
+    assert values["policy_eval.judge.agreement"] == pytest.approx(10 / 12)
+    assert values["policy_eval.judge.missed"] == pytest.approx(1 / 6)
+    assert values["policy_eval.judge.false_success"] == pytest.approx(1 / 6)
+
+
 def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="runs of one policy"):
-        read_policy("p", run(tmp_path / "a", "s", "one"), run(tmp_path / "b", "s", "other"))
+        read_policy("p", [run(tmp_path / "a", "s", "one"), run(tmp_path / "b", "s", "other")])
     with pytest.raises(ValueError, match="share no finished episode"):
-        read_policy("p", run(tmp_path / "c", "e"), run(tmp_path / "d", "s"))
+        read_policy("p", [run(tmp_path / "c", "e"), run(tmp_path / "d", "s")])
     with pytest.raises(ValueError, match="at least three"):
         policy_figures([])
+    with pytest.raises(ValueError, match="two or three runs"):
+        evaluate_policies({"p": ["a"]})

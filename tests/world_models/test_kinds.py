@@ -15,6 +15,7 @@ from embodied.schema import ACTION, IMAGE, IMAGE_KEYS, STATE, TASK, WRIST_IMAGE
 from embodied.transforms import Pipeline
 from world_models.persist.imagination import Imagination
 from world_models.persist.imagined_env import ImaginedEnv
+from world_models.persist.judging import Judge
 from world_models.persist.proprioception import Proprioception
 from world_models.persist.success import SuccessClassifier
 from world_models.persist.svd import PersistSVD
@@ -120,8 +121,8 @@ def imagination() -> Imagination:
     return Imagination(model, Pipeline(model.transforms(), LIMITS), "tiny", "0" * 64)
 
 
-def make(imagination: Imagination, probability: float = 0.0, **more: Any) -> ImaginedEnv:
-    return ImaginedEnv(Still(), imagination, lambda images, words: probability, image_size=16, **more)
+def make(imagination: Imagination, probability: float = 0.0, patience: int = 3) -> ImaginedEnv:
+    return ImaginedEnv(Still(), imagination, Judge(lambda images, words: probability, patience=patience), image_size=16)
 
 
 def test_the_environment_has_the_simulators_interface(imagination: Imagination) -> None:

@@ -1,14 +1,13 @@
 """The world model as an environment: the item format and interface of the simulators, so that policies run unchanged.
 
 An episode begins in the simulator, which gives the first observation and nothing more. From there the images are
-imagined, the arm's state is integrated from the actions, and success is what the classifier sees for `patience` frames
-in a row. Images are made as soon as the actions of a whole frame are known; a frame's chunk is predicted with the arm
-held still after the last known action, and only known frames are kept.
+imagined, the arm's state is integrated from the actions, and success is the judge's. Images are made as soon as the
+actions of a whole frame are known; a frame's chunk is predicted with the arm held still after the last known action,
+and only known frames are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,28 +21,20 @@ from embodied.checkpoint import load_checkpoint
 from embodied.protocols import Observation, StepsResult
 from embodied.registry import registry
 from world_models.persist.imagination import Imagination
+from world_models.persist.judging import Judge, load_judge, resized
 from world_models.persist.rollout import RolloutState, imagine
 
 HOLD = np.array([0, 0, 0, 0, 0, 0, 0], np.float32)
 
 
 class ImaginedEnv(gymnasium.Env):
-    """SimEnv. `simulator`: what episodes begin in; `succeeded`: images by camera and instruction -> probability."""
+    """SimEnv. `simulator`: what episodes begin in."""
 
     control_hz = schema.CONTROL_HZ
 
-    def __init__(
-        self,
-        simulator: Any,
-        world: Imagination,
-        succeeded: Callable[[Mapping[str, np.ndarray], str], float],
-        image_size: int = 128,
-        threshold: float = 0.5,
-        patience: int = 3,
-    ) -> None:
-        self.simulator, self.world, self.succeeded = simulator, world, succeeded
+    def __init__(self, simulator: Any, world: Imagination, judge: Judge, image_size: int = 128) -> None:
+        self.simulator, self.world, self.judge = simulator, world, judge
         self.task, self.image_size = simulator.task, image_size
-        self.threshold, self.patience = threshold, patience
         self.action_space = spaces.Box(-1.0, 1.0, (schema.ACTION_DIM,), np.float32)
         entries: dict[str, spaces.Space] = {schema.STATE: spaces.Box(-np.inf, np.inf, (schema.STATE_DIM,), np.float32)}
         entries |= {key: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for key in world.keys}
@@ -61,7 +52,8 @@ class ImaginedEnv(gymnasium.Env):
         self._actions: np.ndarray = np.zeros((1, 0, schema.ACTION_DIM), np.float32)
         self._frames: Any = None  # latents imagined so far, after the start
         self._shown = {key: first[key] for key in self.world.keys}
-        self._steps, self._in_a_row, self._success = 0, 0, False
+        self._steps = 0
+        self.judge.begin(self.instruction)
         return self.observe(), {"success": False, "seed": self._seed}
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
@@ -76,7 +68,7 @@ class ImaginedEnv(gymnasium.Env):
         self._actions = np.concatenate([self._actions, given], axis=1)
         self._steps += given.shape[1]
         self._imagine()
-        return StepsResult(given.shape[1], self._success)
+        return StepsResult(given.shape[1], self.judge.success)
 
     def observe(self, images: bool = True) -> Observation:
         """The newest imagined moment; images as large as asked for, whatever the world model's size."""
@@ -88,7 +80,7 @@ class ImaginedEnv(gymnasium.Env):
     def images_later(self) -> Future[dict[str, np.ndarray]]:
         """The images of the newest moment, which are there already."""
         images: Future[dict[str, np.ndarray]] = Future()
-        images.set_result({key: _resized(value, self.image_size) for key, value in self._shown.items()})
+        images.set_result({key: resized(value, self.image_size) for key, value in self._shown.items()})
         return images
 
     def snapshot(self) -> dict[str, np.ndarray]:
@@ -112,9 +104,7 @@ class ImaginedEnv(gymnasium.Env):
             shown = {key: value[0].cpu().numpy() for key, value in self.world.world.space.decode(fresh).items()}
             for i in range(fresh.shape[1]):
                 self._shown = {key: value[i] for key, value in shown.items()}
-                probability = self.succeeded(self._shown, self.instruction)
-                self._in_a_row = self._in_a_row + 1 if probability > self.threshold else 0
-                self._success = self._success or self._in_a_row >= self.patience
+                self.judge.see(self._shown)
 
     def _state(self, frames: int) -> RolloutState:
         """The rollout's state now, with actions for `frames` frames after the start; unknown ones hold the arm."""
@@ -131,12 +121,6 @@ class ImaginedEnv(gymnasium.Env):
         return RolloutState(torch.cat([begun.buffer, self._frames], dim=1), begun.actions)
 
 
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    from embodied.data.resize import resize_frames
-
-    return resize_frames(image[None], (size, size))[0]
-
-
 def make_imagined_env(
     suite: str,
     task: int,
@@ -149,12 +133,7 @@ def make_imagined_env(
     device: str = "cpu",
 ) -> ImaginedEnv:
     """`env=imagined`: episodes of a suite's task inside the world model of a checkpoint."""
-    loaded, judge = load_checkpoint(checkpoint, device), load_checkpoint(classifier, device).model
+    loaded = load_checkpoint(checkpoint, device)
     world = loaded.model.make_world_model(loaded.pipeline, "imagined", loaded.digest, device)
     inner = registry().resolve(simulator)(suite, task, image_size=image_size)
-
-    def succeeded(images: Mapping[str, np.ndarray], instruction: str) -> float:
-        batch: dict[str, Any] = {key: torch.from_numpy(np.array(value))[None] for key, value in images.items()}
-        return float(judge.probability({**batch, schema.TASK: [instruction]}))
-
-    return ImaginedEnv(inner, world, succeeded, image_size, threshold, patience)
+    return ImaginedEnv(inner, world, load_judge(classifier, threshold, patience, device), image_size)
