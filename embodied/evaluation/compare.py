@@ -109,7 +109,7 @@ def compare_runs(path_a: Path, path_b: Path, config: CompareConfig | None = None
     for key in keys:
         by_task.setdefault(_task(records_a[key]), []).append(key)
     cells = {name: _paired(group, records_a, records_b) for name, group in by_task.items()}
-    words = {name: records_a[group[0]].words for name, group in by_task.items()}
+    words = {name: records_a[group[0]].language for name, group in by_task.items()}
     return Comparison(
         str(path_a),
         str(path_b),

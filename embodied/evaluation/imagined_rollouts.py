@@ -91,7 +91,7 @@ def section(clips: Sequence[ImaginedClip], name: str) -> Section:
     figures = "".join(
         f'<figure class="panel"><video style="aspect-ratio:1" controls loop muted playsinline preload="auto" '
         f'src="{embedded(clip.path)}"></video><figcaption>'
-        f"{html.escape(clip.record.words)}<div class=meta>PSNR {clip.psnr:.1f} dB; the first frame, held still, "
+        f"{html.escape(clip.record.language)}<div class=meta>PSNR {clip.psnr:.1f} dB; the first frame, held still, "
         f"{clip.still:.1f} dB</div></figcaption></figure>"
         for clip in clips
     )

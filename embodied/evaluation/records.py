@@ -54,6 +54,7 @@ class Attempt:
 class Record:
     """What is known of one episode. Times are seconds; `steps` are control steps, settling not counted.
 
+    `language`: the words that the environment gave the policy, perturbed or replaced as the episode says.
     `end` is a digest of the simulator state after the last step: equal runs have equal ends.
     """
 
@@ -89,11 +90,6 @@ class Record:
     @property
     def success(self) -> bool:
         return self.outcome is Outcome.SUCCESS
-
-    @property
-    def words(self) -> str:
-        """The instruction that the policy was given."""
-        return self.episode.instruction or self.language
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "outcome": self.outcome.value, "key": self.key, "id": self.id}

@@ -11,7 +11,7 @@ import numpy as np
 
 from embodied.evaluation.records import state_digest
 from embodied.protocols import Episode, Expert, Observation, PolicySpec, SimEnv
-from embodied.schema import ACTION_DIM, STATE
+from embodied.schema import ACTION_DIM, STATE, TASK
 
 TURN = 20  # steps of an expert between two messages
 
@@ -28,6 +28,7 @@ class View:
     actions: np.ndarray | None = None  # (n, 7) as executed; only where the worker chose them
     snapshot: dict[str, np.ndarray] | None = None  # of the episode's start
     end: str = ""
+    words: str = ""  # what the environment asks for; of the episode's start
     finished: bool = False  # the expert has no more to do
 
 
@@ -44,8 +45,9 @@ class Rollout:
         """Resets to an episode's start, settled. With `wanted`, observes it, with images or without."""
         began = time.perf_counter()
         reset(self.env, episode, snapshot)
-        observation = self.env.observe(images=images) if wanted else None
-        view = View(0, False, observation, time.perf_counter() - began, snapshot=self.env.snapshot())
+        seen = self.env.observe(images=images and wanted)
+        seconds, snapshot = time.perf_counter() - began, self.env.snapshot()
+        view = View(0, False, seen if wanted else None, seconds, snapshot=snapshot, words=seen[TASK])
         if self.expert is None:
             return view
         began = time.perf_counter()
@@ -76,7 +78,7 @@ class Rollout:
             steps, success = steps + result.steps, result.success
         done = np.concatenate(executed) if executed else np.zeros((0, ACTION_DIM), np.float32)
         end = _end(self.env.observe(images=False))
-        return View(steps, success, None, sim_s, policy_s, done, None, end, bool(self.expert.done))
+        return View(steps, success, None, sim_s, policy_s, done, end=end, finished=bool(self.expert.done))
 
     def close(self) -> None:
         self.env.close()

@@ -66,6 +66,7 @@ class _Slot:
     policy_s: float = 0.0
     rss_mb: float = 0.0
     end: str = ""
+    words: str = ""  # as the environment said them
     trace: ValueTrace | None = None
 
     @property
@@ -159,7 +160,7 @@ class Runner:
 
     def _take_in(self, slot: _Slot, view: View) -> None:
         if slot.phase == "start":
-            slot.snapshot = view.snapshot or {}
+            slot.snapshot, slot.words = view.snapshot or {}, view.words
             slot.phase = "run"
         elif view.actions is not None:
             slot.actions.append(view.actions)
@@ -176,7 +177,7 @@ class Runner:
         single = self.settings.batching is Batching.single
         for group in [[w] for w in workers] if single else [workers] if workers else []:
             began = time.perf_counter()
-            seen = [self._observation(w, views[w]) for w in group]
+            seen = [dict(views[w].observation or {}) for w in group]
             chunks = self._chunks(group, seen)
             seconds = (time.perf_counter() - began) / len(group)
             if self.settings.values is not None:
@@ -200,11 +201,6 @@ class Runner:
             batch = {key: np.asarray(value)[None] for key, value in seen.items() if key != "task"}
             slot.trace.steps.append(slot.steps)
             slot.trace.values.append(values_of(self.policy, batch, chunk[None], slot.trace.words))
-
-    def _observation(self, worker: int, view: View) -> dict[str, Any]:
-        slot = self.slots[worker]
-        assert view.observation is not None
-        return {**view.observation, "task": slot.episode.instruction or slot.task.language}
 
     def _chunks(self, workers: list[int], observations: list[dict[str, Any]]) -> np.ndarray:
         """Batched actions (B, chunk, dim), float32, clipped to [-1, 1] as the simulator would."""
@@ -234,7 +230,7 @@ class Runner:
         record = Record(
             episode=slot.episode,
             task_name=slot.task.name,
-            language=slot.task.language,
+            language=slot.words or slot.task.language,
             outcome=outcome,
             steps=slot.steps,
             max_steps=slot.task.max_steps,

@@ -128,7 +128,7 @@ def _suite(suite: str, perturbation: str, records: list[Record]) -> SuiteSummary
         perturbation,
         tally(suite, records),
         tallies,
-        [group[0].words for group in by_task.values()],
+        [group[0].language for group in by_task.values()],
         list(by_task),
         _mean(rates) if rates else None,
         bootstrap_mean({str(i): (t.success, t.counted) for i, t in enumerate(tallies)}),

@@ -48,7 +48,9 @@ class PointMassEnv:
             index = options.get("init_state")
             self.start = np.random.default_rng([seed, 0 if index is None else 1 + index]).uniform(-0.6, 0.6, 3)
         self.seed, self.position, self.steps = seed, self.start.copy(), 0
-        self.words = options.get("instruction") or self.task.language
+        other = options.get("perturbation", "none").partition("goal:other=")[2]  # the number of the goal itself
+        self.goal = GOALS[int(other or self.task.index)]
+        self.words = options.get("instruction") or (f"move to goal {other}" if other else self.task.language)
         self.kinds = self._armed()
         return self.observe(False), {}
 

@@ -90,8 +90,24 @@ def test_instruction_reaches_the_policy_and_the_record(pool, settings):
     policy = point_mass.Seeing()
     summary = evaluate(replace(settings, tasks=[0], instruction="go to number 2"), policy, pool=pool)
     assert policy.words == {"go to number 2"}
-    assert all(r.outcome is Outcome.FAILURE and r.words == "go to number 2" for r in summary.records)
+    assert all(r.outcome is Outcome.FAILURE and r.language == "go to number 2" for r in summary.records)
     assert all(r.key.endswith("/go to number 2") for r in summary.records)
+
+
+def test_words_that_the_environment_changes_reach_the_policy_and_the_record(pool, settings):
+    """Language and goal perturbations are the environment's: the policy must not be told the task's own words."""
+    policy = point_mass.Seeing()
+    perturbations = ["none", "goal:other=1"]
+    summary = evaluate(replace(settings, tasks=[0], perturbations=perturbations), policy, pool=pool)
+    assert policy.words == {"move to goal 0", "move to goal 1"}
+    assert [suite.languages for suite in summary.suites] == [["move to goal 1"], ["move to goal 0"]]
+    assert summary.all.success == len(summary.records) > 0
+    expert = {"runs_in": "simulator", "_target_": "point_mass.Pointing"}
+    shown = evaluate(
+        replace(settings, tasks=[0], policy=expert, perturbations=["goal:other=1"], run=f"{settings.run}-shown"),
+        pool=pool,
+    )
+    assert {record.language for record in shown.records} == {"move to goal 1"}
 
 
 def test_an_expert_runs_in_the_simulators_process(pool, settings):
