@@ -113,11 +113,11 @@ def run_logged(arguments: Sequence[str], log: Path) -> int:
 
 
 def figures(differences: Sequence[Difference]) -> list[Figure]:
-    """`success.ARM.SUITE[.PERTURBATION]` of each arm, and the differences."""
+    """`ablation.ARM.SUITE[.PERTURBATION]` of each arm, and the differences."""
     rates: dict[str, Figure] = {}
     for found in differences:
         sides = ((found.arm, found.rate, found.seeds[0]), (found.against, found.rate_against, found.seeds[1]))
         for arm, rate, seeds in sides:
-            name = f"success.{arm}.{group_key(*found.group)}"
-            rates[name] = Figure(name, rate, "", None, f"{seeds} training seeds, {found.episodes} episodes each")
+            name = f"ablation.{arm}.{group_key(*found.group)}"
+            rates[name] = Figure(name, rate, "share", None, f"{seeds} training seeds, {found.episodes} episodes each")
     return [*rates.values(), *(found.figure() for found in differences)]

@@ -142,8 +142,8 @@ def test_bench_trains_every_arm_and_seed_and_compares_them(tmp_path, monkeypatch
     bench = policy_ablation(tmp_path, train=["data=x"], evaluate=["workers=1"], jobs=2)
     found = {figure.name: figure.value for figure in bench.run(lambda line: None)}
     assert found == {
-        "success.full.points": 1.0,
-        "success.plain.points": 0.5,
+        "ablation.full.points": 1.0,
+        "ablation.plain.points": 0.5,
         "ablation.full_over_plain.points": 0.5,
     }
     first = f"run={tmp_path}/plain_0/stage0"
