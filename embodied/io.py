@@ -1,11 +1,41 @@
-"""Small durable files: written whole or not at all."""
+"""Small durable files: written whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def take_lock(path: Path) -> int:
+    """A file descriptor that keeps other processes out until it is closed, or its process ends however it does.
+
+    ValueError while another holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ValueError(
+            f"{path.parent} is being written by another process: wait for it, or choose another folder"
+        ) from None
+    return lock
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Runs a block as the only process that writes to a run's folder. ValueError while another does."""
+    lock = take_lock(folder / ".lock")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from embodied.config import compose_config, to_dataclass
-from embodied.io import write_json
+from embodied.io import sole_writer, write_json
 from embodied.paths import new_run_folder
 from embodied.registry import Registry, build
 from embodied.training.config import DataConfig, StageConfig, TrainConfig
@@ -45,13 +46,19 @@ def run(arguments: list[str]) -> int:
     config: TrainConfig = to_dataclass(compose_config("train", [_named_checkpoint(word) for word in arguments]))
     from accelerate import Accelerator
 
+    _threads(config.threads)
+    accelerator = Accelerator(mixed_precision=config.precision.value, cpu=config.cpu)
+    folder = Path(config.run) if config.run else new_run_folder("train")
+    with sole_writer(folder) if accelerator.is_main_process else nullcontext():
+        _train(config, folder, accelerator)
+    return 0
+
+
+def _train(config: TrainConfig, folder: Path, accelerator: Any) -> None:
     from embodied.training.loop import train
     from embodied.training.report import write_report
     from embodied.training.setup import make_job
 
-    _threads(config.threads)
-    accelerator = Accelerator(mixed_precision=config.precision.value, cpu=config.cpu)
-    folder = Path(config.run) if config.run else new_run_folder("train")
     if accelerator.is_main_process:
         keep_config(folder, _plain(asdict(config)))
     with accelerator.main_process_first():
@@ -66,7 +73,6 @@ def run(arguments: list[str]) -> int:
     if accelerator.is_main_process:
         write_report(folder)
         print(f"{folder}: step {progress.step} of {config.stage.steps}, {progress.skipped} batches skipped")
-    return 0
 
 
 def _named_checkpoint(argument: str) -> str:

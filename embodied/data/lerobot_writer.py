@@ -12,7 +12,6 @@ removes it. Frames of every video and rows of every column are compared before a
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -31,7 +30,7 @@ from embodied.data import lerobot_layout as fmt
 from embodied.data.lerobot_layout import Layout
 from embodied.data.statistics import Statistics, column_statistics, image_statistics
 from embodied.data.video_writer import count_frames, encode_video, pixel_histogram
-from embodied.io import write_atomic, write_json
+from embodied.io import take_lock, write_atomic, write_json
 
 OURS = "meta/embodied.json"
 HISTOGRAMS = "meta/image_histograms.bin"
@@ -98,14 +97,7 @@ class EpisodeWriter:
 
         Raises ValueError when another process is writing to it, when it has another layout, or is not ours.
         """
-        root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise ValueError(f"{root} should have one writer at a time: another process is writing to it") from None
-        writer = cls(root, layout, lock)
+        writer = cls(root, layout, take_lock(root / LOCK))
         try:
             writer._check_layout()
             writer._recover()

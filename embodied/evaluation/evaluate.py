@@ -18,7 +18,7 @@ from embodied.evaluation.records import Outcome, Record, RunFolder, differences,
 from embodied.evaluation.runner import Runner, RunSettings, effective_replan
 from embodied.evaluation.summary import Summary, summarise
 from embodied.evaluation.versions import SIMULATOR, versions
-from embodied.io import write_json
+from embodied.io import sole_writer, write_json
 from embodied.paths import new_run_folder
 from embodied.protocols import Episode, Policy, PolicySpec, Task
 from embodied.registry import build
@@ -55,7 +55,7 @@ def evaluate(
 def _evaluate(config: EvaluateConfig, policy: Policy | None, command: str | None, pool: WorkerPool) -> Summary:
     suite_tasks(config)  # what is wrong there should not leave an empty folder behind
     folder = RunFolder(Path(config.run) if config.run else new_run_folder("evaluate"))
-    with folder.lock():
+    with sole_writer(folder.path):
         return _run(folder, config, policy, command, pool)
 
 

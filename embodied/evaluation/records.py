@@ -10,12 +10,10 @@ The npz is written before the line, so a line in records.jsonl means a whole epi
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -132,19 +130,6 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         return (self.path / PROTOCOL).exists()
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps a second process out; however the first ends, it lets go. ValueError while another holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"{self.path} is being written by another process: wait for it or choose another run=..."
-                ) from error
-            yield
 
     def protocol(self) -> dict[str, Any]:
         """What the run's episodes have in common. ValueError when the folder holds no run."""

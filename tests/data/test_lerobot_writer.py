@@ -179,7 +179,7 @@ def test_wrong_episodes_are_refused(tmp_path: Path) -> None:
 def test_one_writer_at_a_time_one_layout_and_no_foreign_folder(tmp_path: Path) -> None:
     with EpisodeWriter.open(tmp_path / "d", simulation_layout(SIZE)) as writer:
         writer.append(episode_of(writer, 0))
-        with pytest.raises(ValueError, match="one writer at a time"):
+        with pytest.raises(ValueError, match="being written by another process"):
             EpisodeWriter.open(tmp_path / "d", simulation_layout(SIZE))
     with pytest.raises(ValueError, match="another layout"):
         EpisodeWriter.open(tmp_path / "d", simulation_layout(128))

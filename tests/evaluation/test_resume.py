@@ -16,7 +16,7 @@ from point_mass import outcomes
 
 from embodied.evaluation.evaluate import evaluate
 from embodied.evaluation.records import RECORDS, Outcome, Record, RunFolder, Trajectory
-from embodied.io import read_lines
+from embodied.io import read_lines, sole_writer
 from embodied.protocols import Episode
 
 SCRIPT = """
@@ -72,7 +72,7 @@ def test_killed_runs_end_as_an_undisturbed_one(settings, pool, tmp_path):
 
 
 def test_a_run_in_progress_keeps_others_out(settings, pool):
-    with RunFolder(Path(settings.run)).lock(), pytest.raises(ValueError, match="being written by another process"):
+    with sole_writer(Path(settings.run)), pytest.raises(ValueError, match="being written by another process"):
         evaluate(settings, point_mass.Seeing(), pool=pool)
     assert len(evaluate(replace(settings, tasks=[0]), point_mass.Seeing(), pool=pool).records) == 3
 

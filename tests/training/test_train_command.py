@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from embodied.checkpoint import list_steps, load_checkpoint
 from embodied.cli.train import run as train
-from embodied.io import read_lines, write_json
+from embodied.io import read_lines, sole_writer, write_json
 from embodied.schema import ACTION, STATE, TASK
 from embodied.training.config import DataConfig, DataSet, TrainConfig
 from embodied.training.setup import _split, open_cache, select_episodes
@@ -260,6 +260,12 @@ def test_a_run_refuses_other_settings(small_cache, tmp_path, arguments):
     train(arguments(small_cache.folder, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"was trained with stage.lr=0.001, got 0.1"):
         train(arguments(small_cache.folder, tmp_path / "run", "stage.lr=0.1"))
+
+
+def test_two_processes_do_not_train_in_one_folder(small_cache, tmp_path, arguments):
+    with sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="being written by another process"):
+        train(arguments(small_cache.folder, tmp_path / "run"))
+    train(arguments(small_cache.folder, tmp_path / "run", "stop_after=1"))
 
 
 def test_report_shows_the_loss(small_cache, tmp_path, arguments):
