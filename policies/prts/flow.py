@@ -26,13 +26,16 @@ Guide = Callable[[Callable[[Tensor], Tensor], Tensor, float], Tensor]  # velocit
 
 @dataclass
 class FlowConfig:
-    """Sizes and sampling. draws: noise draws for each sample and training step, all on one backbone pass."""
+    """Sizes and sampling. draws: noise draws for each sample and training step, all on one backbone pass.
+    temperature: deviation of the noise that sampling starts from; 0 starts at its centre, which gives one chunk near
+    the middle of the likely ones."""
 
     width: int = 256
     layers: int = 6
     heads: int = 4
     ratio: int = 4
     steps: int = 5
+    temperature: float = 0.0
     draws: int = 1
     beta: float = 1.5
     latest: float = 0.999
@@ -93,9 +96,10 @@ class FlowExpert(nn.Module):
 
     def __init__(self, context: int, chunk: int, action_dim: int, config: FlowConfig) -> None:
         super().__init__()
-        if config.width % (2 * config.heads) or config.layers < 1 or config.steps < 1:
+        if config.width % (2 * config.heads) or min(config.layers, config.steps) < 1 or config.temperature < 0:
             raise ValueError(
-                f"flow expert: width should be a multiple of 2 * heads, layers and steps at least 1, got {config}"
+                f"flow expert: width should be a multiple of 2 * heads, layers and steps 1 or more, temperature not "
+                f"negative, got {config}"
             )
         self.config, self.chunk, self.action_dim = config, chunk, action_dim
         width = config.width
@@ -142,11 +146,12 @@ class FlowExpert(nn.Module):
     def sample(
         self, prefix: Prefix, noise_BHA: Tensor | None = None, steps: int | None = None, guide: Guide | None = None
     ) -> Tensor:
-        """Actions (B, H, A) by `steps` Euler steps from t = 0. `guide` may change the velocity (real-time chunking)."""
+        """Actions (B, H, A) by `steps` Euler steps from standard normal noise times the temperature at t = 0. `guide`
+        may change the velocity (real-time chunking)."""
         mask = prefix.mask_B11N
         if noise_BHA is None:
             noise_BHA = torch.randn(len(mask), self.chunk, self.action_dim, device=mask.device)
-        x_BHA, count = noise_BHA, steps or self.config.steps
+        x_BHA, count = noise_BHA * self.config.temperature, steps or self.config.steps
         for i in range(count):
             time_B = torch.full((len(mask),), i / count, device=mask.device)
             velocity = partial(self.velocity, time_B=time_B, prefix=prefix)

@@ -31,7 +31,7 @@ BACKBONE = {
 }
 METHOD = {"chunk": 4, "fast_vocab": 128}
 CRL = {"width": 32, "layers": 2, "features": 16}
-FLOW = {"width": 32, "layers": 2, "heads": 2, "steps": 2, "draws": 1}
+FLOW = {"width": 32, "layers": 2, "heads": 2, "steps": 2, "draws": 1, "temperature": 1.0}
 STATISTICS = {
     STATE: {"mean": [0.1] * 8, "std": [0.5] * 8},
     ACTION: {"min": [-0.5] * 7, "max": [1.0] * 7},

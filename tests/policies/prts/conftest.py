@@ -28,7 +28,7 @@ METHOD = {
     "chunk": 4,
     "fast_vocab": 128,
     "crl": {"width": 32, "layers": 2, "features": 16, "last_layer_init": 0.1, "gamma": 0.9},
-    "flow": {"width": 32, "layers": 2, "heads": 2, "steps": 3},
+    "flow": {"width": 32, "layers": 2, "heads": 2, "steps": 3, "temperature": 1.0},
 }
 
 

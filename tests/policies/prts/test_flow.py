@@ -5,7 +5,7 @@ import torch
 
 from policies.prts.flow import FlowConfig, FlowExpert
 
-TINY = FlowConfig(width=32, layers=4, heads=2, steps=5)
+TINY = FlowConfig(width=32, layers=4, heads=2, steps=5, temperature=1.0)
 
 
 def expert(seed: int = 0, **changes) -> FlowExpert:
@@ -61,6 +61,21 @@ def test_sampling_is_euler_and_the_prefix_is_used_once():
         by_hand = by_hand + 0.5 * model.velocity(by_hand, torch.tensor([t]), prefix)
     torch.testing.assert_close(model.sample(prefix, noise, steps=2), by_hand)
     assert len(prefix.keys_values) == 2  # of four blocks, two look at the context
+
+
+def test_the_temperature_scales_the_noise_that_sampling_starts_from() -> None:
+    models = {temperature: shake(expert(temperature=temperature)) for temperature in (0.0, 0.5, 1.0)}
+    for model in models.values():
+        model.load_state_dict(models[1.0].state_dict())
+    context, real = torch.randn(2, 5, 6), torch.ones(2, 5, dtype=torch.bool)
+    noise = torch.randn(2, 4, 2)
+    sampled = {t: model.sample(model.prefix(context, real), noise) for t, model in models.items()}
+    half = models[1.0].sample(models[1.0].prefix(context, real), noise / 2)
+    torch.testing.assert_close(sampled[0.5], half)
+    torch.testing.assert_close(sampled[0.0], models[0.0].sample(models[0.0].prefix(context, real)))  # whatever is drawn
+    assert not torch.allclose(sampled[0.0], sampled[1.0])
+    with pytest.raises(ValueError, match="temperature not negative"):
+        expert(temperature=-0.1)
 
 
 def test_draws_repeat_the_prefix():
