@@ -22,7 +22,7 @@ from embodied.evaluation.rollout import View
 from embodied.evaluation.schedule import Job, Schedule
 from embodied.evaluation.value_trace import ValueTrace, instructions, values_of
 from embodied.evaluation.versions import versions
-from embodied.protocols import Episode, Policy, PolicySpec, Task
+from embodied.protocols import Episode, Observation, Policy, PolicySpec, Task
 from embodied.workers import Reply, WorkerError, WorkerPool
 
 ROLLOUT = "rollout"
@@ -138,8 +138,8 @@ class Runner:
     def _submit(self, worker: int, method: str, *arguments: Any) -> None:
         self.pool.submit(worker, ROLLOUT, method, *arguments, timeout=self.settings.call_timeout)
 
-    def _handle(self, reply: Reply, schedule: Schedule) -> tuple[int, View] | None:
-        """Takes in one reply. Returns the worker and its view when the policy has to act next."""
+    def _handle(self, reply: Reply, schedule: Schedule) -> tuple[int, Observation] | None:
+        """Takes in one reply. Returns the worker and what it sees when the policy has to act next."""
         worker, slot = reply.worker, self.slots[reply.worker]
         if reply.error is not None:
             self._failed(worker, slot, reply.error, schedule)
@@ -155,7 +155,8 @@ class Runner:
         elif self.expert is not None:
             self._submit(worker, "demonstrate", slot.task.max_steps - slot.steps)
         else:
-            return worker, view
+            assert view.observation is not None
+            return worker, view.observation
         return None
 
     def _take_in(self, slot: _Slot, view: View) -> None:
@@ -171,13 +172,13 @@ class Runner:
         slot.policy_s += view.policy_s
         slot.end = view.end
 
-    def _act(self, views: Mapping[int, View]) -> None:
+    def _act(self, observations: Mapping[int, Observation]) -> None:
         """The policy's next actions for all workers that wait, sent to them."""
-        workers = sorted(views)
+        workers = sorted(observations)
         single = self.settings.batching is Batching.single
         for group in [[w] for w in workers] if single else [workers] if workers else []:
             began = time.perf_counter()
-            seen = [dict(views[w].observation or {}) for w in group]
+            seen = [observations[w] for w in group]
             chunks = self._chunks(group, seen)
             seconds = (time.perf_counter() - began) / len(group)
             if self.settings.values is not None:
