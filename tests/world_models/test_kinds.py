@@ -159,16 +159,28 @@ def test_success_needs_patience(imagination: Imagination) -> None:
     assert env.run_steps(np.zeros((2, 7))).success
 
 
-def test_frames_of_whole_chunks_are_those_of_imagine(imagination: Imagination) -> None:
-    """What the environment shows after a chunk's actions is what `imagine` predicts with the same noise."""
-    actions = np.random.default_rng(1).uniform(-1, 1, (1, 4, 7)).astype(np.float32)
+@pytest.mark.parametrize("pieces", [[12], [4, 4, 4], [3, 5, 1, 3], [10, 2]])
+def test_frames_of_whole_chunks_are_those_of_imagine(imagination: Imagination, pieces: list[int]) -> None:
+    """Whenever the policy looks, what it sees after whole chunks is what `imagine` predicts with the same noise."""
+    actions = np.random.default_rng(1).uniform(-1, 1, (1, 12, 7)).astype(np.float32)
     env = make(imagination)
     env.reset(seed=5)
-    env.run_steps(actions[0])
+    for last in np.cumsum(pieces):
+        env.run_steps(actions[0, env._steps : last])
     history = {key: env._start[key] for key in IMAGE_KEYS} | {STATE: np.zeros((1, 1, 8), np.float32)}
     frames = imagination.imagine(history, actions, seed=5)  # streams (5, 0): seed and task index
-    assert np.array_equal(frames[IMAGE][0, -1], env.observe()[IMAGE])
-    assert frames[IMAGE].shape == (1, 2, 16, 16, 3)
+    assert frames[IMAGE].shape == (1, 6, 16, 16, 3)
+    assert np.abs(frames[IMAGE][0, -1].astype(int) - env.observe()[IMAGE]).max() <= 1
+
+
+def test_each_frame_is_judged_once(imagination: Imagination) -> None:
+    judged = []
+    env = make(imagination)
+    env.judge = Judge(lambda images, words: float(judged.append(images[IMAGE]) or 0))
+    env.reset(seed=5)
+    for count in (3, 5, 1, 3):
+        env.run_steps(np.zeros((count, 7)))
+        assert len(judged) == env.imagined == env._steps // 2
 
 
 def test_imagine_wants_whole_chunks(imagination: Imagination) -> None:

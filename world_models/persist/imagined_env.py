@@ -3,7 +3,8 @@
 An episode begins in the simulator, which gives the first observation and nothing more. From there the images are
 imagined, the arm's state is integrated from the actions, and success is the judge's. Images are made as soon as the
 actions of a whole frame are known; a frame's chunk is predicted with the arm held still after the last known action,
-and only known frames are kept.
+shown as far as it is known, and predicted again once more of its actions are: what the rollout goes on from are whole
+chunks, the same whenever the policy looks.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ImaginedEnv(gymnasium.Env):
         entries: dict[str, spaces.Space] = {schema.STATE: spaces.Box(-np.inf, np.inf, (schema.STATE_DIM,), np.float32)}
         entries |= {key: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for key in world.keys}
         self.observation_space = spaces.Dict(entries)
-        self._steps = 0
+        self._steps = self.imagined = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
         """As the simulator's reset. The same seed and actions give the same episode."""
@@ -50,7 +51,8 @@ class ImaginedEnv(gymnasium.Env):
         self._start = {key: first[key][None, None] for key in self.world.keys}
         self._states: np.ndarray = first[schema.STATE][None, None].astype(np.float32)
         self._actions: np.ndarray = np.zeros((1, 0, schema.ACTION_DIM), np.float32)
-        self._frames: Any = None  # latents imagined so far, after the start
+        self._frames: Any = None  # latents of whole chunks imagined so far, after the start
+        self.imagined = 0  # frames shown so far, also of the chunk that is not whole yet
         self._shown = {key: first[key] for key in self.world.keys}
         self._steps = 0
         self.judge.begin(self.instruction)
@@ -89,22 +91,24 @@ class ImaginedEnv(gymnasium.Env):
     def close(self) -> None:
         self.simulator.close()
 
-    @property
-    def imagined(self) -> int:
-        """Frames imagined so far."""
-        return 0 if self._frames is None else self._frames.shape[1]
-
     def _imagine(self) -> None:
-        skip, chunk = self.world.skip, self.world.chunk
-        while (wanted := self._actions.shape[1] // skip - self.imagined) > 0:
-            state = self._state(self.imagined + chunk)
-            done = imagine(self.world.world, state, 1, [(self._seed, self.task.index)], first=self.imagined)
-            fresh = done.buffer[:, -chunk:][:, : min(wanted, chunk)]
-            self._frames = fresh if self._frames is None else torch.cat([self._frames, fresh], dim=1)
-            shown = {key: value[0].cpu().numpy() for key, value in self.world.world.space.decode(fresh).items()}
-            for i in range(fresh.shape[1]):
-                self._shown = {key: value[i] for key, value in shown.items()}
-                self.judge.see(self._shown)
+        chunk, stream = self.world.chunk, (self._seed, self.task.index)
+        wanted = self._actions.shape[1] // self.world.skip
+        while self.imagined < wanted:
+            whole = self.imagined // chunk
+            done = imagine(self.world.world, self._state((whole + 1) * chunk), 1, [stream], first=whole)
+            until = min(wanted, (whole + 1) * chunk)
+            self._show(done.buffer[:, -chunk:][:, self.imagined - whole * chunk : until - whole * chunk])
+            if until == (whole + 1) * chunk:
+                self._frames = done.buffer[:, -until:]
+            self.imagined = until
+
+    def _show(self, frames: torch.Tensor) -> None:
+        """To the policy, the last one, and to the judge, each."""
+        images = {key: value[0].cpu().numpy() for key, value in self.world.world.space.decode(frames).items()}
+        for i in range(frames.shape[1]):
+            self._shown = {key: value[i] for key, value in images.items()}
+            self.judge.see(self._shown)
 
     def _state(self, frames: int) -> RolloutState:
         """The rollout's state now, with actions for `frames` frames after the start; unknown ones hold the arm."""
