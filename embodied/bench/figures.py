@@ -3,7 +3,8 @@
     {"physics_speedup": {"value": 2.1, "unit": "x", "baseline": 43.0, "note": "..."}, ...,
      "machine": {...}, "versions": {...}, "commit": "...", "date": "...", "command": "..."}
 
-docs/results holds published figures in the same form.
+docs/results holds published figures in the same form. Figures taken over from other files keep what they depend on:
+"sources" lists it, with the figures' names.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import Any, Protocol
 from embodied.evaluation.versions import versions
 from embodied.io import write_json
 
-META = ("machine", "versions", "commit", "date", "command")
+ORIGIN = ("machine", "versions", "commit", "date", "command")
+META = (*ORIGIN, "sources")
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Bench(Protocol):
     def run(self, say: Any) -> list[Figure]: ...
 
 
-def to_json(figures: Iterable[Figure], command: str) -> dict[str, Any]:
-    """The content of a figures file. ValueError for two figures of one name."""
+def to_json(figures: Iterable[Figure], command: str, sources: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The content of a figures file. `sources`: `origins` of taken figures. ValueError for two figures of one name."""
     content: dict[str, Any] = {}
     for figure in figures:
         if figure.name in content:
@@ -64,11 +66,15 @@ def to_json(figures: Iterable[Figure], command: str) -> dict[str, Any]:
     content["versions"] = installed
     content["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     content["command"] = command
+    if sources:
+        content["sources"] = list(sources)
     return content
 
 
-def write_figures(path: Path, figures: Iterable[Figure], command: str) -> None:
-    write_json(path, to_json(figures, command))
+def write_figures(
+    path: Path, figures: Iterable[Figure], command: str, sources: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    write_json(path, to_json(figures, command, sources))
 
 
 def read_figures(path: Path) -> list[Figure]:
@@ -82,6 +88,15 @@ def read_figures(path: Path) -> list[Figure]:
             raise ValueError(f"{path}: {name} should have value, unit, baseline and note, got {entry!r}")
         figures.append(Figure(name, **entry))
     return figures
+
+
+def origins(path: Path) -> list[dict[str, Any]]:
+    """What a file's figures depend on: machine, versions, commit, date, command, and the names of the figures."""
+    content = json.loads(path.read_text())
+    taken = list(content.get("sources", ()))
+    known = {name for source in taken for name in source["figures"]}
+    own = [name for name in content if name not in META and name not in known]
+    return [*([{"figures": own, **{key: content[key] for key in ORIGIN}}] if own else []), *taken]
 
 
 def machine() -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embodied.bench.figures import Figure, read_figures, write_figures
+from embodied.bench.figures import Figure, origins, read_figures, write_figures
 from embodied.evaluation.records import RunFolder
 from embodied.evaluation.statistics import bootstrap_mean
 from embodied.evaluation.summary import SuiteSummary, Summary, summarise
@@ -22,7 +21,7 @@ BLOCK = re.compile(r"(<!-- results (?P<name>[\w-]+)(?P<only>(?: [\w.*]+)*) -->\n
 @dataclass
 class ResultsConfig:
     """`name` with `runs` (evaluation folders), `training` (training runs, those that it started from included) and
-    `extra` (figures files) writes a file first; tables always follow."""
+    `extra` (figures files, whose figures keep their commands) writes a file first; tables always follow."""
 
     name: str | None = None
     runs: list[str] = field(default_factory=list)
@@ -34,14 +33,16 @@ class ResultsConfig:
 
 def publish(config: ResultsConfig, command: str) -> Path:
     """Writes docs/results/NAME.json from evaluation runs and figures files. ValueError without anything to write."""
-    figures = [figure for path in config.extra for figure in read_figures(Path(path))]
+    taken = [Path(path) for path in config.extra]
+    figures = [figure for path in taken for figure in read_figures(path)]
+    sources = [origin for path in taken for origin in origins(path)]
     if config.training:
         figures = training_figures([Path(run) for run in config.training]) + figures
     figures = success_figures([_summary(Path(run)) for run in config.runs]) + figures
     if not config.name or not figures:
         raise ValueError("publishing needs name=NAME and runs=[...], training=[...] or extra=[...]: give them, or none")
     path = FOLDER / f"{config.name}.json"
-    write_figures(path, figures, command)
+    write_figures(path, figures, command, sources)
     return path
 
 
@@ -131,11 +132,12 @@ def markdown(name: str, only: Sequence[str] = ()) -> str:
     path = FOLDER / f"{name}.json"
     if not path.is_file():
         raise ValueError(f"a document shows results {name!r}, but {path} does not exist: publish it first")
-    content = json.loads(path.read_text())
     figures = [f for f in read_figures(path) if not only or any(_matches(f.name, pattern) for pattern in only)]
     rows = [f"| `{f.name}` | {_value(f)} | {f.note} |" for f in figures]
     table = ["| figure | value | |", "|---|---:|---|", *rows]
-    return "\n".join([*table, "", _footing(content), ""])
+    shown = {f.name for f in figures}
+    footing = [_footing(origin) for origin in origins(path) if shown & set(origin["figures"])]
+    return "\n".join([*table, "", "\\\n".join(footing), ""])
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -148,7 +150,7 @@ def _value(figure: Figure) -> str:
     return f"{figure.value:,.4g} {figure.unit}" if abs(figure.value) < 1000 else f"{figure.value:,.0f} {figure.unit}"
 
 
-def _footing(content: dict[str, Any]) -> str:
+def _footing(content: Mapping[str, Any]) -> str:
     machine, versions = content["machine"], content["versions"]
     shown = ", ".join(
         f"{key} {versions[key]}" for key in ("mujoco", "robosuite", "torch", "lerobot") if key in versions

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embodied.bench.figures import Figure, write_figures
+from embodied.bench.figures import Figure, origins, write_figures
 from embodied.cli import results as command
 from embodied.evaluation import results
 from embodied.evaluation.evaluate import evaluate
@@ -41,6 +41,21 @@ def test_run_to_file_to_table(folder, settings, capsys) -> None:
     assert f"| `success.points` | {100 * suite.mean:.1f}% |" in text
     assert "train_minutes" not in text.partition("`embodied")[0], "only the figures that the block names"
     assert "old text" not in text
+
+
+def test_taken_figures_keep_their_commands(folder) -> None:
+    """Also when they are taken on from a published file; a table names the commands of what it shows, and no others."""
+    write_figures(folder / "a.json", [Figure("one.a", 1.0, "")], "make a")
+    write_figures(folder / "b.json", [Figure("one.b", 2.0, ""), Figure("two", 3.0, "")], "make b")
+    results.publish(results.ResultsConfig(name="first", extra=[str(folder / "a.json")]), "publish 1")
+    files = [str(folder / "results/first.json"), str(folder / "b.json")]
+    path = results.publish(results.ResultsConfig(name="points", extra=files), "publish 2")
+    assert [origin["figures"] for origin in origins(path)] == [["one.a"], ["one.b", "two"]]
+    both = results.markdown("points", ["one.*"])
+    assert "`make a`\\\n" in both
+    assert "`make b`\n" in both
+    assert "publish" not in both
+    assert "make a" not in results.markdown("points", ["two"])
 
 
 def test_check_finds_a_typed_number(folder) -> None:
