@@ -120,4 +120,4 @@ def figures(differences: Sequence[Difference]) -> list[Figure]:
         for arm, rate, seeds in sides:
             name = f"ablation.{arm}.{group_key(*found.group)}"
             rates[name] = Figure(name, rate, "share", None, f"{seeds} training seeds, {found.episodes} episodes each")
-    return [*rates.values(), *(found.figure() for found in differences)]
+    return [*(rates[name] for name in sorted(rates)), *(found.figure() for found in differences)]
