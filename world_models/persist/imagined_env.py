@@ -95,12 +95,13 @@ class ImaginedEnv(gymnasium.Env):
         chunk, stream = self.world.chunk, (self._seed, self.task.index)
         wanted = self._actions.shape[1] // self.world.skip
         while self.imagined < wanted:
-            whole = self.imagined // chunk
-            done = imagine(self.world.world, self._state((whole + 1) * chunk), 1, [stream], first=whole)
-            until = min(wanted, (whole + 1) * chunk)
-            self._show(done.buffer[:, -chunk:][:, self.imagined - whole * chunk : until - whole * chunk])
-            if until == (whole + 1) * chunk:
-                self._frames = done.buffer[:, -until:]
+            number = self.imagined // chunk
+            start, end = number * chunk, (number + 1) * chunk
+            done = imagine(self.world.world, self._state(end), 1, [stream], first=number)
+            until = min(wanted, end)
+            self._show(done.buffer[:, -chunk:][:, self.imagined - start : until - start])
+            if until == end:
+                self._frames = done.buffer[:, -end:]
             self.imagined = until
 
     def _show(self, frames: torch.Tensor) -> None:
