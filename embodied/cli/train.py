@@ -10,6 +10,7 @@ On several GPUs: `accelerate launch -m embodied.cli train ...`. On several cores
   embodied train policy=bc stage=bc data=libero_demos data.extra=[data/mine]   (one data set more)
 
   embodied train world_model=CHECKPOINT stage=posttrain_world data=libero_demos   (goes on from that folder)
+  embodied train policy=CHECKPOINT stage=value data=libero_demos +policy.change.method.crl.gamma=0.97   (likewise)
 
 The run folder holds config.json, metrics.jsonl, report.html (loss curves) and checkpoints/step-N, each of which runs
 itself: `policy=checkpoint policy.path=FOLDER`.
@@ -76,11 +77,11 @@ def _train(config: TrainConfig, folder: Path, accelerator: Any) -> None:
 
 
 def _named_checkpoint(argument: str) -> str:
-    """`world_model=FOLDER` is short for a world model that starts from the checkpoint in FOLDER."""
+    """`policy=FOLDER` and `world_model=FOLDER` are short for a model that starts from the checkpoint in FOLDER."""
     key, _, value = argument.partition("=")
-    if key != "world_model" or not Path(value).is_dir():
+    if key not in ("policy", "world_model") or not Path(value).is_dir():
         return argument
-    return f"world_model={{checkpoint:'{value}',change:{{}}}}"
+    return f"{key}={{checkpoint:'{value}',change:{{}}}}"
 
 
 def hooks(config: TrainConfig) -> list[Any]:

@@ -1,8 +1,9 @@
-"""PRTS: one backbone pass over the five blocks, and the losses of its three stages.
+"""PRTS: one backbone pass over the five blocks, and the losses of its four stages.
 
 pretrain   cross-entropy of the action tokens + both contrastive losses (paper, Sec. 3)
 posttrain  flow matching only; the contrastive heads are frozen
 joint      all of them in one run; the flow loss sends no gradient into the backbone
+value      both contrastive losses on the heads alone: the policy stays what it is, and a step costs a forward pass
 
 Shapes: B samples, N tokens of a block, T tokens of a row, D width, H steps of a chunk, A action channels, U distinct
 instructions, V action tokens.
@@ -30,7 +31,7 @@ from policies.prts.fast_tokenizer import FastTokenizer
 from policies.prts.flow import FlowConfig, FlowExpert, Guide, Prefix
 from policies.prts.layout import CRLPositions, Layout, Role, make_layout
 
-STAGES = ("pretrain", "posttrain", "joint")
+STAGES = ("pretrain", "posttrain", "joint", "value")
 HEADS = ("fast", "flow")
 FIT_CHUNKS = 8192  # chunks that the tokenizer is fitted on
 
@@ -102,17 +103,19 @@ class PRTS(nn.Module):
     def set_stage(self, stage: str) -> None:
         """Chooses losses, what is trained, and the head that acts. ValueError for a stage it does not have."""
         check_stage(stage)
-        self.stage, self.head = stage, "fast" if stage == "pretrain" else "flow"
+        contrastive, imitates = self.settings.contrastive > 0, stage in ("pretrain", "joint")
+        if stage == "value" and not contrastive:
+            raise ValueError("stage value trains the contrastive heads, but method.contrastive is 0: give it more")
+        self.stage, self.head = stage, {"pretrain": "fast", "value": self.settings.head}.get(stage, "flow")
         self.requires_grad_(True)
-        contrastive = stage != "posttrain" and self.settings.contrastive > 0
-        self.embed_action.requires_grad_(stage != "posttrain")
-        self.action_head.requires_grad_(stage != "posttrain")
+        self.embed_action.requires_grad_(imitates)
+        self.action_head.requires_grad_(imitates)
         for module in self.expert_modules():
-            module.requires_grad_(stage != "pretrain")
-        self.crl.requires_grad_(contrastive)
-        self.phi_token.requires_grad_(contrastive)
-        self.psi_token.requires_grad_(contrastive)
-        self.backbone.set_trainable(stage != "posttrain" or self.settings.train_backbone)
+            module.requires_grad_(stage in ("posttrain", "joint"))
+        self.crl.requires_grad_(contrastive and stage != "posttrain")
+        for token in (self.phi_token, self.psi_token):
+            token.requires_grad_(contrastive and imitates)
+        self.backbone.set_trainable(imitates or (stage == "posttrain" and self.settings.train_backbone))
 
     def expert_modules(self) -> list[nn.Module]:
         """What the flow loss trains besides the backbone."""
@@ -159,6 +162,10 @@ class PRTS(nn.Module):
         if self.stage == "posttrain":
             parts = {"flow": self._flow_loss(self.encode(observed, words), batch, stop=False)}
             return parts["flow"], parts
+        if self.stage == "value":
+            encoded = self.encode(observed, words, self.tokens(batch[ACTION]), phi=True, psi=True, imitate=False)
+            parts = self._contrastive_loss(encoded, batch)
+            return parts["action_to_goal"] + parts["goal_to_action"], parts | {"scale": self.crl.scale()}
         contrastive = self.settings.contrastive > 0
         encoded = self.encode(observed, words, self.tokens(batch[ACTION]), contrastive, contrastive)
         parts = self._imitation_loss(encoded)

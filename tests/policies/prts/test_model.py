@@ -9,7 +9,7 @@ from policies.prts.model import ActionTokens
 from policies.prts.nano import PRTSNano
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "posttrain", "joint"])
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain", "joint", "value"])
 def test_every_trained_parameter_of_a_stage_gets_a_gradient(nano, stage):
     model = nano.tiny()
     model.set_stage(stage)
@@ -33,9 +33,10 @@ def test_every_trained_parameter_of_a_stage_gets_a_gradient(nano, stage):
             "focus",
             "direct",
         },
+        "value": {"crl"},
     }
     assert trained == expected[stage]
-    assert ("flow" in parts) == (stage != "pretrain")
+    assert ("flow" in parts) == (stage in ("posttrain", "joint"))
 
 
 def test_behaviour_cloning_is_untouched_by_the_contrastive_blocks(nano):
@@ -203,10 +204,25 @@ def test_all_samples_in_one_row_equal_one_sample_a_row(nano):
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_the_value_stage_sees_what_pretraining_sees(nano):
+    """Leaving the imitation blocks out and the heads' inputs without gradient changes no contrastive loss."""
+    model = nano.tiny()
+    batch = nano.batch_for(model, nano.five)
+    found = []
+    for stage in ("pretrain", "value"):
+        model.set_stage(stage)
+        parts = model.training_step(batch)[1]
+        found.append(torch.stack([parts["action_to_goal"], parts["goal_to_action"]]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
 def test_errors_say_what_to_do(nano):
     model = nano.tiny()
-    with pytest.raises(ValueError, match="stages pretrain, posttrain, joint, got 'bc'"):
+    with pytest.raises(ValueError, match="stages pretrain, posttrain, joint, value, got 'bc'"):
         model.set_stage("bc")
+    with pytest.raises(ValueError, match="contrastive heads, but"):
+        nano.tiny(contrastive=0.0).set_stage("value")
     model.tokenizer = None
     with pytest.raises(ValueError, match="FAST tokenizer should be fitted"):
         model.training_step(nano.batch_for(model, nano.five))

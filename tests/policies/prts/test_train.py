@@ -112,6 +112,19 @@ def test_post_training_starts_from_a_checkpoint_and_keeps_its_tokenizer_and_head
     assert policy.act(item, [0]).shape == (1, 4, 7)
 
 
+def test_the_value_stage_begins_the_heads_anew_and_leaves_the_policy(arguments, tmp_path):
+    train(arguments("joint", tmp_path / "joint"))
+    wanted = ["cpu=true", "log.progress=false", f"run={tmp_path / 'value'}", "+policy.change.method.crl.gamma=0.9"]
+    data = [word for word in arguments("value", tmp_path / "value") if word.startswith("data")]
+    sizes = ["stage.steps=4", "stage.batch_size=6"]
+    train([f"policy={tmp_path / 'joint'}", "stage=value", *sizes, *data, *wanted])
+    before, after = weights(tmp_path / "joint"), weights(tmp_path / "value")
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key.split(".")[0] for key in moved} == {"crl"}
+    method = load_checkpoint(tmp_path / "value").config["model"]["method"]
+    assert (method["head"], method["crl"]["gamma"]) == ("flow", 0.9)
+
+
 def test_joint_stage_and_no_contrastive_loss(arguments, tmp_path):
     train(arguments("joint", tmp_path / "joint", "policy.method.contrastive=0"))
     line = read_lines(tmp_path / "joint/metrics.jsonl")[-1]
