@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo test check bench results clean
 export PYTHON
+unexport PYTHONDONTWRITEBYTECODE # the commands start many processes, each of which would compile torch's modules again
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
