@@ -162,14 +162,10 @@ class PRTS(nn.Module):
         if self.stage == "posttrain":
             parts = {"flow": self._flow_loss(self.encode(observed, words), batch, stop=False)}
             return parts["flow"], parts
-        if self.stage == "value":
-            encoded = self.encode(observed, words, self.tokens(batch[ACTION]), phi=True, psi=True, imitate=False)
-            parts = self._contrastive_loss(encoded, batch)
-            return parts["action_to_goal"] + parts["goal_to_action"], parts | {"scale": self.crl.scale()}
-        contrastive = self.settings.contrastive > 0
-        encoded = self.encode(observed, words, self.tokens(batch[ACTION]), contrastive, contrastive)
-        parts = self._imitation_loss(encoded)
-        loss = parts["bc"]
+        contrastive, imitates = self.settings.contrastive > 0, self.stage != "value"
+        encoded = self.encode(observed, words, self.tokens(batch[ACTION]), contrastive, contrastive, imitates)
+        parts = self._imitation_loss(encoded) if imitates else {}
+        loss = parts.get("bc", self.phi_token.new_zeros(()))
         if contrastive:
             losses = self._contrastive_loss(encoded, batch)
             loss = loss + self.settings.contrastive * (losses["action_to_goal"] + losses["goal_to_action"])
