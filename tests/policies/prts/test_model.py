@@ -206,7 +206,7 @@ def test_all_samples_in_one_row_equal_one_sample_a_row(nano):
 
 @torch.no_grad()
 def test_the_value_stage_sees_what_pretraining_sees(nano):
-    """Leaving the imitation blocks out and the heads' inputs without gradient changes no contrastive loss."""
+    """Leaving INSTRUCTION and ACTION out changes no contrastive loss."""
     model = nano.tiny()
     batch = nano.batch_for(model, nano.five)
     found = []
