@@ -142,7 +142,10 @@ class PRTS(nn.Module):
         return [StateNoise()]
 
     def fit(self, windows: Any, earlier: Mapping[str, Any] | None) -> None:
-        """The tokenizer of the checkpoint gone on from, or one fitted on chunks spread evenly over the data."""
+        """The tokenizer of the checkpoint gone on from, or one fitted on chunks spread evenly over the data. Stage
+        value also leaves the acting to that checkpoint's head."""
+        if earlier is not None and self.stage == "value":
+            self.head = earlier["method"]["head"]
         if earlier is not None and earlier.get("fast") is not None:
             self.tokenizer = FastTokenizer.from_json(earlier["fast"])
             return

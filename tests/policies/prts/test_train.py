@@ -123,6 +123,8 @@ def test_the_value_stage_begins_the_heads_anew_and_leaves_the_policy(arguments, 
     assert {key.split(".")[0] for key in moved} == {"crl"}
     method = load_checkpoint(tmp_path / "value").config["model"]["method"]
     assert (method["head"], method["crl"]["gamma"]) == ("flow", 0.9)
+    train(arguments("value", tmp_path / "named", f"stage.init={tmp_path / 'joint'}"))
+    assert load_checkpoint(tmp_path / "named").config["model"]["method"]["head"] == "flow"
 
 
 def test_joint_stage_and_no_contrastive_loss(arguments, tmp_path):
