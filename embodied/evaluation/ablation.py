@@ -2,7 +2,8 @@
 
 The difference of two arms is the mean over tasks of the mean over episodes of the difference of success, each arm's
 averaged over its training seeds. Its interval is a percentile bootstrap over both sources of chance: training seeds are
-resampled within each arm, episodes (the same for both arms) within each task. With three seeds it is a rough one.
+resampled within each arm, episodes (the same for both arms) within each task; tasks of a single episode, which shows
+no chance by itself, among each other. With three seeds it is a rough one.
 
 Shapes: S seeds of an arm, E episodes.
 """
@@ -93,13 +94,18 @@ def ablation(config: AblationConfig) -> list[Difference]:
 
 def _bootstrap(a_SE: np.ndarray, b_SE: np.ndarray, tasks: Sequence[str], samples: int, seed: int) -> Interval:
     rng = np.random.default_rng(seed)
-    names = np.unique(tasks)
-    places = [np.flatnonzero(np.array(tasks) == name) for name in names]
+    names, index_E, count = np.unique(tasks, return_inverse=True, return_counts=True)
+    strata = [np.flatnonzero(index_E == task) for task in range(len(names)) if count[task] > 1]
+    shares = [1 / len(names)] * len(strata)
+    single = np.flatnonzero(count[index_E] == 1)
+    if len(single):
+        strata, shares = [*strata, single], [*shares, len(single) / len(names)]
     draws = np.empty(samples)
     for i in range(samples):
         a_E, b_E = (arm[rng.integers(len(arm), size=len(arm))].mean(0) for arm in (a_SE, b_SE))
         gap_E = a_E - b_E
-        draws[i] = np.mean([gap_E[place[rng.integers(len(place), size=len(place))]].mean() for place in places])
+        means = [gap_E[place[rng.integers(len(place), size=len(place))]].mean() for place in strata]
+        draws[i] = np.dot(shares, means)
     return percentiles(draws, 0.95)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from embodied.data.cache import FrameCache
+from embodied.data.source import EpisodeInfo
 from embodied.data.windows import WindowConfig, Windows, split_episodes
 from embodied.evaluation.records import Outcome, RunFolder
 from embodied.registry import registry
@@ -122,32 +123,42 @@ def choose_episodes(cache: FrameCache, config: ValueConfig) -> np.ndarray:
     return chosen
 
 
-def wrong_instructions(cache: FrameCache, config: ValueConfig) -> dict[tuple[str, str], list[str]]:
-    """(suite, instruction) -> other instructions that could be followed in its scene."""
-    table, found = cache.episodes, dict[tuple[str, str], list[str]]()
+def wrong_instructions(cache: FrameCache, config: ValueConfig) -> list[list[str]]:
+    """For each episode the other instructions that could be followed in its scene.
+
+    Where tasks have scenes of their own, the scene is that of the episode's task index: its instruction may be another.
+    """
+    table, scenes = cache.episodes, dict[tuple[str, Any], list[str]]()
     if config.wrong is not None:
         content = json.loads(Path(config.wrong).read_text())
         if not isinstance(content, dict) or not all(isinstance(value, list) for value in content.values()):
             raise ValueError(f"{config.wrong} should map each instruction to a list of instructions")
-        return {(suite, word): list(others) for word, others in content.items() for suite in table.suites}
+        return [[other for other in content.get(info.task, ()) if other != info.task] for info in table.infos]
     for suite in config.same_scene:
         if suite in table.suites:
             inside = np.unique(table.task_id[table.suite_id == table.suites.index(suite)])
-            words = [table.languages[i] for i in inside]
-            found |= {(suite, word): [other for other in words if other != word] for word in words}
+            scenes |= {(suite, word): [table.languages[i] for i in inside] for word in table.languages}
     for suite in set(config.listed) & set(table.suites):
         goals = registry().resolve(config.goal_list)
         for task in registry().resolve(config.task_list)(suite):
-            found[suite, task.language] = [goal.words for goal in goals(task)]
-    return found
+            listed = [task.language, *(goal.words for goal in goals(task))]
+            scenes |= {(suite, task.index): listed, (suite, task.language): listed}
+    return [_others(info, scenes) for info in table.infos]
+
+
+def _others(info: EpisodeInfo, scenes: Mapping[tuple[str, Any], Sequence[str]]) -> list[str]:
+    """An index under which the scene has no such instruction is another numbering: then the instruction decides."""
+    words = scenes.get((info.suite, info.task_index), ())
+    words = words if info.task in words else scenes.get((info.suite, info.task), ())
+    return [word for word in words if word != info.task]
 
 
 def _instructions(
-    cache: FrameCache, episode: int, wrong: Mapping[tuple[str, str], Sequence[str]], config: ValueConfig
+    cache: FrameCache, episode: int, wrong: Sequence[Sequence[str]], config: ValueConfig
 ) -> tuple[str, ...]:
     table = cache.episodes
     right = table.languages[table.task_id[episode]]
-    others = list(wrong.get((table.suites[table.suite_id[episode]], right), ()))
+    others = wrong[episode]
     rng = np.random.default_rng([config.seed, int(episode)])
     picked = rng.permutation(len(others))[: config.tries]
     return (right, *(others[i] for i in picked))

@@ -90,6 +90,7 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
         bar.update()
         if progress.step % config.log.every == 0 or progress.step == last:
             line = {**means.report(), **clock.report(), "lr": learning_rate(step, stage), "skipped": progress.skipped}
+            line["cpu_seconds"] = _sum_over_processes(line["cpu_seconds"], accelerator)
             progress.add_time(line)
             log.write(progress.step, line)
             bar.set_postfix(loss=line.get("loss", math.nan), samples_s=line["samples_per_second"], refresh=False)
@@ -120,6 +121,10 @@ def _backward(job: Job, module: Any, accelerator: Accelerator, clock: Clock) -> 
             loss, metrics = module(batch)
             accelerator.backward(loss / count)
     return batches, loss.detach(), metrics
+
+
+def _sum_over_processes(value: float, accelerator: Accelerator) -> float:
+    return float(accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="sum"))
 
 
 def _bar(job: Job, first: int, main: bool) -> tqdm:

@@ -25,7 +25,7 @@ STATE_JSON, STATE_TENSORS = "training/state.json", "training/state.safetensors"
 class Progress:
     """Where a run stands. step: batches consumed; skipped: batches whose gradient was not finite.
 
-    seconds, cpu_seconds: wall time and this process's CPU time spent training, over all calls."""
+    seconds, cpu_seconds: wall time and the CPU time of all processes spent training, over all calls."""
 
     step: int = 0
     samples: int = 0

@@ -72,7 +72,8 @@ class Backbone(Protocol):
         ...
 
     def run(self, rows_BTD: Tensor, layout: Layout, observed: Observed | None, cache: Any = None) -> Tensor:
-        """Embeddings of rows -> last hidden states (B, T, D) under the role-aware mask. Fills `cache` when given."""
+        """Embeddings of rows -> last hidden states (B, T, D), float32 outside autocast, under the role-aware mask.
+        Fills `cache` when given."""
         ...
 
     def step(self, x_BND: Tensor, position_BN: Tensor, mask_B1NK: Tensor, cache: Any) -> Tensor:

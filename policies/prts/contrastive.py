@@ -172,8 +172,12 @@ def _logsumexp(rows_RD: Tensor, columns_CD: Tensor, scale: Tensor) -> Tensor:
 
 
 def gather_pairs(pairs: Pairs) -> Pairs:
-    """The pairs of all ranks, differentiable. Unchanged without torch.distributed. ValueError for unequal numbers."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    """The pairs of all ranks, differentiable. ValueError for unequal numbers.
+
+    Unchanged without torch.distributed, and where no gradient is wanted: validation runs on one rank, which no other
+    would answer.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or not torch.is_grad_enabled():
         return pairs
     count = torch.tensor([len(pairs.goal_N)], device=pairs.goal_N.device)
     counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]

@@ -143,7 +143,9 @@ class PRTS(nn.Module):
 
     def fit(self, windows: Any, earlier: Mapping[str, Any] | None) -> None:
         """The tokenizer of the checkpoint gone on from, or one fitted on chunks spread evenly over the data. Stage
-        value also leaves the acting to that checkpoint's head."""
+        value also leaves the acting to that checkpoint's head. ValueError for settings that what stays contradicts."""
+        if earlier is not None:
+            self._check_goes_on(earlier["method"])
         if earlier is not None and self.stage == "value":
             self.head = earlier["method"]["head"]
         if earlier is not None and earlier.get("fast") is not None:
@@ -154,6 +156,20 @@ class PRTS(nn.Module):
         chosen = [np.unique(np.linspace(0, len(part) - 1, share).astype(int)) for part in parts]
         batches = [part.get_batch(samples) for part, samples in zip(parts, chosen, strict=True)]
         self.fit_tokenizer(np.concatenate([windows.pipeline.forward(batch)[ACTION] for batch in batches]))
+
+    def _check_goes_on(self, earlier: Mapping[str, Any]) -> None:
+        """The tokenizer stays the checkpoint's, and in post-training the heads of the value do."""
+        mine = asdict(self.settings)
+        pairs = {key: (mine[key], earlier.get(key, mine[key])) for key in ("fast_scale", "fast_vocab")}
+        if self.stage == "posttrain" and self.settings.contrastive > 0:
+            pairs["positions"] = (mine["positions"], earlier.get("positions", mine["positions"]))
+            pairs["crl.gamma"] = (mine["crl"]["gamma"], earlier.get("crl", {}).get("gamma", mine["crl"]["gamma"]))
+        for key, (now, then) in pairs.items():
+            if now != then:
+                raise ValueError(
+                    f"stage {self.stage} keeps what its checkpoint learnt under method.{key}={then}, got {now}: set "
+                    f"policy.method.{key}={then}, or give policy=CHECKPOINT in place of a name and stage.init"
+                )
 
     def fit_tokenizer(self, actions_NHA: np.ndarray) -> None:
         """Fits FAST on normalised chunks (N, H, A)."""
@@ -198,13 +214,15 @@ class PRTS(nn.Module):
     ) -> Encoded:
         """One backbone pass over the blocks that are given. `phi` adds CRL_ACTION, `psi` CRL_GOAL, once an instruction.
 
-        imitate=False leaves INSTRUCTION and ACTION out: what phi needs is the observation and its own block.
+        imitate=False leaves INSTRUCTION and ACTION out: what phi needs is the observation and its own block, and with
+        positions=paper the instruction's length.
         """
+        counted = phi and CRLPositions(self.settings.positions) is CRLPositions.PAPER
         blocks: dict[Role, tuple[Tensor, Tensor]] = {}
         if observed is not None:
             blocks[Role.VISION_STATE] = (observed.tokens_BND, observed.count_B)
         if words is not None:
-            if imitate:
+            if imitate or counted:
                 picked_BND = words.tokens_UND.index_select(0, words.index_B)
                 blocks[Role.INSTRUCTION] = (picked_BND, words.count_U.index_select(0, words.index_B))
             if psi:
@@ -233,7 +251,7 @@ class PRTS(nn.Module):
     def value(self, batch: Batch) -> Tensor:
         """Observation, normalised actions and instructions -> (B,) log-reachability, up to a constant of the goal."""
         words = self.backbone.words(batch[TASK])
-        encoded = self.encode(self.backbone.observe(batch), None, self.tokens(batch[ACTION]), phi=True, imitate=False)
+        encoded = self.encode(self.backbone.observe(batch), words, self.tokens(batch[ACTION]), phi=True, imitate=False)
         return self.crl.value(self.phi(encoded), self.goals(words).index_select(0, words.index_B))
 
     def goals(self, words: Words) -> Tensor:

@@ -46,6 +46,7 @@ class Qwen3VLSettings:
     """weights: a hub name or folder with safetensors; None: random, of the sizes in `architecture` (for tests).
 
     image_size: images are resized to this side, a multiple of 32. bins: a state number becomes one of so many integers.
+    dtype: of the hub's weights. What is trained is float32: adapters always, so tuning=full needs float32.
     """
 
     weights: str | None = "Qwen/Qwen3-VL-4B-Instruct"
@@ -127,15 +128,20 @@ class Qwen3VLBackbone(nn.Module):
             deep_XLD = extras["deep"][image_SN][index_SN[image_SN].argsort()]
             visual = {"visual_pos_masks": mask_BT, "deepstack_visual_embeds": list(deep_XLD.unbind(1))}
         return self.model.language_model(
-            inputs_embeds=rows_BTD, position_ids=position_3BT, past_key_values=cache, use_cache=cache is not None,
-            role_plan=make_plan(layout), **visual,
-        ).last_hidden_state  # fmt: skip
+            inputs_embeds=rows_BTD.to(self._dtype), position_ids=position_3BT, past_key_values=cache,
+            use_cache=cache is not None, role_plan=make_plan(layout), **visual,
+        ).last_hidden_state.float()  # fmt: skip
 
     def step(self, x_BND: Tensor, position_BN: Tensor, mask_B1NK: Tensor, cache: Any) -> Tensor:
         return self.model.language_model(
-            inputs_embeds=x_BND, position_ids=position_BN.expand(3, -1, -1), attention_mask=mask_B1NK,
+            inputs_embeds=x_BND.to(self._dtype), position_ids=position_BN.expand(3, -1, -1), attention_mask=mask_B1NK,
             past_key_values=cache, use_cache=True,
-        ).last_hidden_state  # fmt: skip
+        ).last_hidden_state.float()  # fmt: skip
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the hub's weights; action tokens, heads and expert are float32 whatever it is."""
+        return self.model.get_input_embeddings().weight.dtype
 
     def _prompt(self, state_BS: Tensor, cameras: int) -> tuple[Tensor, Tensor]:
         """Ids of the VISION_STATE block (B, N), image tokens as placeholders, and their numbers."""
@@ -166,7 +172,7 @@ class Qwen3VLBackbone(nn.Module):
     def _ids(self, lists: list[list[int]]) -> tuple[Tensor, Tensor]:
         device = self.model.get_input_embeddings().weight.device
         count = torch.tensor([len(ids) for ids in lists], device=device)
-        return pad_sequence([torch.tensor(ids) for ids in lists], batch_first=True).to(device), count
+        return pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in lists], batch_first=True).to(device), count
 
 
 class PRTSQwen3VL(PRTS):
@@ -222,6 +228,11 @@ def make_backbone(settings: Qwen3VLSettings) -> Qwen3VLBackbone:
             raise ValueError("a random Qwen3-VL needs `architecture` and tuning=full: LoRA would lose its base weights")
         model = Qwen3VLModel(Qwen3VLConfig(**settings.architecture))
         return Qwen3VLBackbone(model, Bytes(), settings)
+    if not lora and settings.dtype != "float32":
+        raise ValueError(
+            f"tuning=full trains the hub's weights and needs dtype=float32, got {settings.dtype}: set "
+            "policy.backbone.dtype=float32 (precision=bf16 still computes in bfloat16)"
+        )
     from transformers import AutoTokenizer
 
     named: dict[str, Any] = {"revision": settings.revision}
@@ -236,4 +247,7 @@ def make_backbone(settings: Qwen3VLSettings) -> Qwen3VLBackbone:
 
         adapter = LoraConfig(r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules=LORA_TARGETS)
         inject_adapter_in_model(adapter, model.language_model)
+        for name, parameter in model.named_parameters():
+            if is_trained(name, lora):
+                parameter.data = parameter.data.float()  # small steps and averages are lost in bfloat16
     return Qwen3VLBackbone(model, tokenizer, settings)

@@ -90,6 +90,19 @@ def test_the_interval_covers_both_sources_of_chance(tmp_path):
     assert 0.15 < np.mean(wider) < 0.6
 
 
+def test_tasks_of_one_episode_are_resampled_among_each_other(tmp_path):
+    """One seed an arm: all the chance there is lies in which tasks' episodes came out how."""
+    a = evaluation(tmp_path / "a", {task: [task < 5] for task in range(10)})
+    b = evaluation(tmp_path / "b", {task: [False] for task in range(10)})
+    (found,) = ablation(AblationConfig({"b": [b], "a": [a]}, samples=2000))
+    assert found.value == 0.5
+    assert (found.interval.low, found.interval.high) == pytest.approx((0.2, 0.8), abs=0.01)  # binomial, n 10, p 1/2
+    mixed = evaluation(tmp_path / "c", {0: [True, True], 1: [True], 2: [False]})
+    none = evaluation(tmp_path / "d", {0: [False, False], 1: [False], 2: [False]})
+    (found,) = ablation(AblationConfig({"d": [none], "c": [mixed]}, samples=500))
+    assert (found.interval.low, found.interval.high) == pytest.approx((1 / 3, 1.0))  # task 0 is sure, 1 and 2 are not
+
+
 def test_runs_of_other_worlds_and_single_arms_are_refused(tmp_path):
     a, b = evaluation(tmp_path / "a", {0: [True]}), evaluation(tmp_path / "b", {0: [True]}, max_steps={"0": 50})
     with pytest.raises(ValueError, match="max_steps"):

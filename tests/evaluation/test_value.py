@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,11 @@ def test_wrong_instructions_come_from_the_scene_where_tasks_do_not_share_one(cac
         listed=["elsewhere"], task_list=f"{__name__}.listed_tasks", goal_list=f"{__name__}.listed_goals"
     )
     found = wrong_instructions(cache, config)
-    assert found["elsewhere", TEXTS[2]] == ["wave"]
-    assert found["libero_goal", TEXTS[0]] == [TEXTS[1], TEXTS[2]]
+    assert found[5] == ["wave"]
+    assert found[0] == [TEXTS[1], TEXTS[2]]
+    other_goal = replace(cache.episodes.infos[5], task="wave", task_index=0)  # another goal in the scene of task 0
+    monkeypatch.setattr(cache.episodes, "infos", [*cache.episodes.infos[:5], other_goal])
+    assert wrong_instructions(cache, config)[5] == [TEXTS[2]]
 
 
 def test_statistics_against_scipy():

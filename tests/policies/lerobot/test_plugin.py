@@ -187,3 +187,38 @@ def test_steps_to_go_are_counted_from_the_metadata(lerobot, outside_data) -> Non
     chunks = labels.chunks(5)
     assert chunks.shape[1:] == (5, 7)
     np.testing.assert_array_equal(chunks[-1], np.repeat(chunks[-1][:1], 5, axis=0))  # the last frame's, held
+
+
+@pytest.mark.data
+def test_the_large_policy_is_bound_to_exact_quantiles(lerobot, exported, outside_data) -> None:
+    """LeRobot's own q01 and q99 are averages over episodes."""
+    from types import SimpleNamespace
+
+    from lerobot_policy_prts import PRTSPolicy as Plugin
+    from lerobot_policy_prts.configuration_prts import PRTSConfig
+    from lerobot_policy_prts.dataset import Labels
+
+    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}  # fmt: skip
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,
+              "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}  # fmt: skip
+    tokens = {"image_token_id": 290, "video_token_id": 291, "vision_start_token_id": 292, "vision_end_token_id": 293}
+    architecture = {"text_config": text, "vision_config": vision, **tokens}
+    backbone = {"weights": None, "architecture": architecture, "tuning": "full", "image_size": 16, "dtype": "float32"}
+    model = {
+        "_target_": "policies.prts.qwen3vl.PRTSQwen3VL",
+        "backbone": backbone,
+        "method": {"chunk": 4, "fast_vocab": 128},
+    }
+    features = read_policy(exported("flow"))[0].config
+    config = PRTSConfig(
+        model=model, n_action_steps=2, device="cpu",
+        input_features=features.input_features, output_features=features.output_features,
+    )  # fmt: skip
+    root = outside_data / "libero_demos"
+    policy = Plugin(config, dataset_stats=lerobot.statistics, dataset_meta=SimpleNamespace(root=root))
+    every = Labels(root).source
+    states = np.concatenate([every.read_columns(i)[STATE] for i in range(len(every.episodes))])
+    found = policy.pipeline.statistics[STATE]["q99"]
+    np.testing.assert_allclose(found, np.quantile(states.astype(np.float64), 0.99, axis=0), rtol=1e-6)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -143,12 +144,16 @@ def train_step(hidden, goal, weight, world: int = 1):
 
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    patience = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=patience)
     hidden, goal, weight = data(8)
     mine = slice(4 * rank, 4 * rank + 4)
     loss, gradients = train_step(hidden[mine], goal[mine], weight[mine], world=2)
     if rank == 0:
-        torch.save({"loss": loss, "gradients": gradients}, f"{folder}/result.pt")
+        heads = CRLHeads(6, TINY)
+        with torch.no_grad():  # validation is of one rank: it should not wait for the other
+            alone = contrastive_losses(Pairs(heads.phi(hidden[:, 0]), heads.psi(hidden[:, 1]), goal, weight), heads)
+        torch.save({"loss": loss, "gradients": gradients, "alone": len(alone)}, f"{folder}/result.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -160,6 +165,7 @@ def test_two_processes_equal_one(tmp_path):
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     loss, gradients = train_step(*data(8))
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
+    assert result["alone"] == 2
     for got, expected in zip(result["gradients"], gradients, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max() + 1e-12))
 

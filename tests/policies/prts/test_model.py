@@ -69,9 +69,10 @@ def test_phi_carries_no_instruction_and_psi_nothing_else(nano):
     torch.testing.assert_close(model.goals(model.backbone.words(nano.five))[[0, 1, 0, 2, 1]], psi, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("positions", ["after_state", "paper"])
 @torch.no_grad()
-def test_value_is_the_scaled_inner_product(nano):
-    model = nano.tiny()
+def test_value_is_the_scaled_inner_product(nano, positions):
+    model = nano.tiny(positions=positions)
     batch = nano.batch_for(model, nano.five)
     phi, psi = features(model, batch)
     torch.testing.assert_close(model.value(batch), 5.0 * (phi * psi).sum(-1), atol=1e-4, rtol=0)
@@ -204,10 +205,11 @@ def test_all_samples_in_one_row_equal_one_sample_a_row(nano):
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("positions", ["after_state", "paper"])
 @torch.no_grad()
-def test_the_value_stage_sees_what_pretraining_sees(nano):
+def test_the_value_stage_sees_what_pretraining_sees(nano, positions):
     """Leaving INSTRUCTION and ACTION out changes no contrastive loss."""
-    model = nano.tiny()
+    model = nano.tiny(positions=positions)
     batch = nano.batch_for(model, nano.five)
     found = []
     for stage in ("pretrain", "value"):

@@ -188,6 +188,26 @@ def test_lora_trains_and_stores_adapters_only(nano, tmp_path):
         other.load_state_dict({key: value for key, value in stored.items() if "phi_token" not in key})
 
 
+def test_hub_weights_in_bfloat16_train_act_and_value_without_autocast(nano, tmp_path):
+    torch.manual_seed(0)
+    pytest.importorskip("peft")
+    Qwen3VLModel(Qwen3VLConfig(**ARCHITECTURE)).save_pretrained(tmp_path)
+    save_byte_tokenizer(tmp_path)
+    settings = {"weights": str(tmp_path), "tuning": "lora", "lora_rank": 2, "image_size": 16, "dtype": "bfloat16"}
+    model = PRTSQwen3VL(settings, nano.method)
+    model.fit_tokenizer(nano.chunks(64).numpy())
+    kinds = {name.rpartition("lora_")[1]: p.dtype for name, p in model.backbone.named_parameters()}
+    assert kinds == {"": torch.bfloat16, "lora_": torch.float32}
+    batch = batch_for(nano, ("", *nano.five[1:]))  # an empty instruction first, as DROID has them
+    for stage in model.stages:
+        model.set_stage(stage)
+        model.training_step(batch)[0].backward()
+    assert model.value(batch).shape == (5,)
+    for head in ("flow", "fast"):
+        model.head = head
+        assert model.eval().predict(batch).shape == (5, 4, 7)
+
+
 def save_byte_tokenizer(folder):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -201,5 +221,7 @@ def save_byte_tokenizer(folder):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="tuning=full"):
         make_backbone(Qwen3VLSettings(weights=None, architecture=ARCHITECTURE))
+    with pytest.raises(ValueError, match="dtype=float32"):
+        make_backbone(Qwen3VLSettings(weights="somewhere", tuning="full"))
     with pytest.raises(ValueError, match="multiple of 8"):
         make_backbone(Qwen3VLSettings(**{**BACKBONE, "image_size": 12}))

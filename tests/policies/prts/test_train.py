@@ -105,6 +105,10 @@ def test_post_training_starts_from_a_checkpoint_and_keeps_its_tokenizer_and_head
     pre, post = (load_checkpoint(tmp_path / run).config["model"] for run in ("pre", "post"))
     assert pre["fast"] == post["fast"]
     assert (pre["method"]["head"], post["method"]["head"]) == ("fast", "flow")
+    for setting in ("crl.gamma=0.5", "positions=paper", "fast_scale=9.0"):
+        words = [f"stage.init={tmp_path / 'pre'}", f"policy.method.{setting}"]
+        with pytest.raises(ValueError, match=f"learnt under method.{setting.partition('=')[0]}"):
+            train(arguments("posttrain", tmp_path / "refused", *words))
     policy = load_policy(tmp_path / "post", replan=2)
     policy.model.language.load(folder / "language.minilm-l6.safetensors")
     maps = {name: np.zeros((1, *shape), np.float16) for name, shape in policy.model.features.columns.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embodied.data.lerobot_reader import LeRobotSource
+from embodied.data.statistics import column_statistics
 from embodied.schema import ACTION
 from policies.prts.model import FIT_CHUNKS
 
@@ -42,6 +43,11 @@ class Labels:
         every = np.concatenate(parts)
         return every[np.unique(np.linspace(0, len(every) - 1, min(len(every), FIT_CHUNKS)).astype(int))]
 
+    def statistics(self, keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+        """Exact statistics of some columns, quantiles included, as JSON values: every episode is read."""
+        episodes = [self.source.read_columns(i) for i in range(len(self.source.episodes))]
+        return {key: column_statistics([columns[key] for columns in episodes]).to_json() for key in keys}
+
 
 def _windows(actions_TA: np.ndarray, length: int) -> np.ndarray:
     """The chunk that starts at every frame; the last action stands in after the end: (T, length, A)."""
@@ -51,7 +57,7 @@ def _windows(actions_TA: np.ndarray, length: int) -> np.ndarray:
 
 def plain_statistics(stats: Mapping[str, Any], keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     """Mean, std, min and max of some columns out of LeRobot's statistics, as JSON values. Its quantiles are not read:
-    of a whole data set they are averages of the episodes' quantiles."""
+    of a whole data set they are averages of the episodes' quantiles (`Labels.statistics` has exact ones)."""
     missing = [key for key in keys if key not in stats]
     if missing:
         raise ValueError(f"the data set's statistics should hold {missing[0]}, got {sorted(stats)}: write it again")

@@ -47,12 +47,20 @@ class PRTSPolicy(PreTrainedPolicy):
             self._labels = Labels(dataset_meta.root)
             self.model.set_stage(config.stage)
         if dataset_stats is not None and config.pretrained_path is None:
-            self.pipeline = Pipeline(self.model.transforms(), plain_statistics(dataset_stats, (STATE, ACTION)))
+            self.pipeline = Pipeline(self.model.transforms(), self._statistics(dataset_stats))
             if self._labels is not None and self.model.tokenizer is None:
                 chunks = self._labels.chunks(config.chunk)
                 self.model.fit_tokenizer(self.pipeline.forward({ACTION: chunks})[ACTION])
         config.model = {"_target_": config.model["_target_"], **self.model.config()}  # with the tokenizer and the head
         self.reset()
+
+    def _statistics(self, dataset_stats: Any) -> dict[str, dict[str, list[float]]]:
+        """LeRobot's own, or exact ones of the data set where a transform asks for quantiles."""
+        keys = (STATE, ACTION)
+        wants_quantiles = any(getattr(transform, "mode", None) == "quantile" for transform in self.model.transforms())
+        if wants_quantiles and self._labels is not None:
+            return self._labels.statistics(keys)
+        return plain_statistics(dataset_stats, keys)
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> PRTSPolicy:
