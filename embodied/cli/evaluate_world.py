@@ -9,7 +9,7 @@ clips.interactions=14    chunks of a rollout; shorter episodes are continued by 
 forced=false             leaves the teacher-forced rows out
 run=FOLDER               where results go (runs/evaluate-world/TIME); an existing run is gone on with
 policies={NAME: [SIM, WORLD]}  two runs of `embodied evaluate` each, the second with env=imagined: Pearson's r, MMRV;
-                         a third with env=judged and its classifier: how often that is right in the simulator
+                         two more with env=judged, with its classifier and without: how often that is right
 out=FILE.json            figures: closed_loop.MODEL.METRIC.CAMERA, teacher_forced..., win_rate, win_rate_low
 
 Scores: PSNR, SSIM, LPIPS (without its weights: a distance under another name), PSNR of what moved. The baselines

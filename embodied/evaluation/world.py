@@ -35,8 +35,9 @@ MOVING = "psnr_moving"
 class EvaluateWorldConfig:
     """models: name -> checkpoint or training run. against: the model that the others are paired with (the first).
 
-    policies: name -> [evaluation run in the simulator, the same with env=imagined]; without: names left out of the
-    second set of figures. videos: clips shown in the report. batch: clips at once. forced: also teacher-forced.
+    policies: name -> [evaluation run in the simulator, the same with env=imagined] and two optional controls (see
+    `world_policies`); without: names left out of the second set of figures. videos: clips shown in the report. batch:
+    clips at once. forced: also teacher-forced.
     """
 
     models: dict[str, str] = field(default_factory=dict)
@@ -86,9 +87,11 @@ def evaluate_world(config: EvaluateWorldConfig, command: str = "") -> Any:
     folder = Path(config.run) if config.run else new_run_folder("evaluate-world")
     cache, metrics = FrameCache(config.clips.path), FrameMetrics()
     worlds = {name: load_world(path, name, config.device, config.steps) for name, path in config.models.items()}
+    if config.against not in (None, *worlds):
+        raise ValueError(f"against should name one of the models {', '.join(worlds)}, got {config.against!r}")
     first = next(iter(worlds.values()))
     clips = list_clips(cache, config.clips, first.chunk * first.skip)
-    _keep_protocol(folder, config, worlds, clips)
+    _keep_protocol(folder, config, worlds, clips, metrics.names)
     run = _Run(folder, config, cache, metrics, clips)
     run.baselines(first)
     for name, world in worlds.items():
@@ -213,7 +216,11 @@ def _numbers(scores: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict
 
 
 def _keep_protocol(
-    folder: Path, config: EvaluateWorldConfig, worlds: Mapping[str, Imagining], clips: Sequence[Clip]
+    folder: Path,
+    config: EvaluateWorldConfig,
+    worlds: Mapping[str, Imagining],
+    clips: Sequence[Clip],
+    metrics: Sequence[str],
 ) -> None:
     """What must not change between two calls for the same run. ValueError names what did."""
     import json
@@ -223,6 +230,8 @@ def _keep_protocol(
         "interactions": config.clips.interactions,
         "seed": config.seed,
         "steps": config.steps,
+        "data": str(config.clips.path),
+        "metrics": list(metrics),
         "digests": {name: world.digest for name, world in worlds.items()},
     }
     path = folder / PROTOCOL
@@ -230,7 +239,7 @@ def _keep_protocol(
         earlier = json.loads(path.read_text())
         known = earlier["digests"]
         changed = [name for name, digest in protocol["digests"].items() if known.get(name, digest) != digest]  # type: ignore[attr-defined]
-        changed += [key for key in ("clips", "interactions", "seed", "steps") if earlier.get(key) != protocol[key]]
+        changed += [key for key, now in protocol.items() if key != "digests" and earlier.get(key, now) != now]
         if changed:
             raise ValueError(f"{folder} was made with other {changed[0]}: use another run=")
         protocol["digests"] = {**known, **protocol["digests"]}  # type: ignore[dict-item]

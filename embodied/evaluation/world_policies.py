@@ -2,8 +2,9 @@
 
 Each policy has two evaluation runs (`embodied evaluate`), one with the simulator's environment and one with
 env=imagined; episodes pair by identity. Figures: Pearson's r, rank correlation and MMRV of the success rates, with
-intervals over episodes; the same without the policies named in `without`. A third run, with env=judged and the
-classifier of the imagined one, says how often that classifier is right about the simulator's own episodes.
+intervals over episodes; the same without the policies named in `without`. Two more runs, with env=judged (the
+simulator at the world model's detail), say how often the imagined run's classifier is right: one judged by it, one by
+the simulator. Both show the policy the same images, so that its actions are the same until one of them sees success.
 """
 
 from __future__ import annotations
@@ -24,21 +25,31 @@ WIDTH, MARGIN = 360, 44
 
 @dataclass(frozen=True)
 class PolicyOutcomes:
-    """Success (E,) of the same episodes: in the simulator, imagined, and in the simulator as the classifier sees it."""
+    """Success (E,) of the episodes `keys`: in the simulator, imagined, and in the simulator at the world model's
+    detail, as the classifier and as the simulator sees it."""
 
     name: str
+    keys: tuple[str, ...]
     real: np.ndarray
     imagined: np.ndarray
     judged: np.ndarray | None = None
+    coarse: np.ndarray | None = None
 
     @property
     def agreement(self) -> float:
         """Share of episodes that end alike."""
         return float((self.real == self.imagined).mean())
 
+    def of(self, keys: Sequence[str]) -> PolicyOutcomes:
+        """Of these episodes, which it should have, in their order."""
+        place = {key: i for i, key in enumerate(self.keys)}
+        chosen = [place[key] for key in keys]
+        sides = (self.real, self.imagined, self.judged, self.coarse)
+        return PolicyOutcomes(self.name, tuple(keys), *(side if side is None else side[chosen] for side in sides))  # type: ignore[arg-type]
+
 
 def read_policy(name: str, runs: Sequence[Path]) -> PolicyOutcomes:
-    """Pairs two or three runs. ValueError when they share no episode or were made by different policies."""
+    """Pairs two or four runs. ValueError when they share no episode or were made by different policies."""
     sides = [RunFolder(path).records() for path in runs]
     digests = [{record.policy_digest for record in side.values()} for side in sides]
     listed = " and ".join(str(path) for path in runs)
@@ -51,17 +62,23 @@ def read_policy(name: str, runs: Sequence[Path]) -> PolicyOutcomes:
     ]
     if not keys:
         raise ValueError(f"{listed} share no finished episode: use the same suite, tasks and seed")
-    return PolicyOutcomes(name, *(np.array([float(side[key].success) for key in keys]) for side in sides))
+    return PolicyOutcomes(name, tuple(keys), *(np.array([float(side[key].success) for key in keys]) for side in sides))
 
 
 def policy_figures(policies: Sequence[PolicyOutcomes], without: Sequence[str] = ()) -> list[Figure]:
-    """policy_eval.pearson, .spearman, .mmrv, and the same with _learned without some policies. ValueError for < 3."""
+    """policy_eval.pearson, .spearman, .mmrv, and the same with _learned without some policies, over the episodes that
+    all of them finished. ValueError for fewer than three policies, names that are none of them, no common episode."""
     if len(policies) < 3:
         raise ValueError(f"telling policies apart needs at least three of them, got {len(policies)}")
-    count = min(len(policy.real) for policy in policies)
-    real = np.stack([policy.real[:count] for policy in policies])
-    seen = np.stack([policy.imagined[:count] for policy in policies])
-    note = f"{len(policies)} policies, {count} episodes each"
+    unknown = sorted(set(without) - {policy.name for policy in policies})
+    if unknown:
+        raise ValueError(f"without should name policies of {[policy.name for policy in policies]}, got {unknown[0]!r}")
+    keys = sorted(set.intersection(*(set(policy.keys) for policy in policies)))
+    if not keys:
+        raise ValueError("the policies share no finished episode: evaluate them on the same tasks and initial states")
+    policies = [policy.of(keys) for policy in policies]
+    real, seen = (np.stack([getattr(policy, side) for policy in policies]) for side in ("real", "imagined"))
+    note = f"{len(policies)} policies, {len(keys)} episodes each"
     found = _figures(real, seen, "", note)
     kept = [i for i, policy in enumerate(policies) if policy.name not in without]
     if 3 <= len(kept) < len(policies):
@@ -72,12 +89,21 @@ def policy_figures(policies: Sequence[PolicyOutcomes], without: Sequence[str] = 
 
 
 def judge_figures(policies: Sequence[PolicyOutcomes]) -> list[Figure]:
-    """How often the success classifier is right about the simulator's episodes, of the policies that were judged."""
-    pairs = [(policy.real > 0, policy.judged > 0) for policy in policies if policy.judged is not None]
-    if not pairs:
+    """How often the success classifier is right in the simulator at the world model's detail, and how often policies
+    succeed there; of those that were run so."""
+    controls = [p for p in policies if p.judged is not None and p.coarse is not None]
+    if not controls:
         return []
-    real, judged = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    found = [Figure("policy_eval.judge.agreement", float((real == judged).mean()), "", None, f"{len(real)} episodes")]
+    full, judged, real = (
+        np.concatenate([getattr(policy, side) for policy in controls]) > 0 for side in ("real", "judged", "coarse")
+    )
+    note = f"{len(real)} episodes"
+    found = [
+        Figure("policy_eval.judge.agreement", float((real == judged).mean()), "", None, note),
+        Figure(
+            "policy_eval.coarse.success", float(real.mean()), "share", float(full.mean()), f"{note}; baseline: in full"
+        ),
+    ]
     for label, kind, wrong in (("missed", real, ~judged), ("false_success", ~real, judged)):
         if kind.any():
             note = f"of {int(kind.sum())} {'successes' if label == 'missed' else 'failures'}"
@@ -119,11 +145,12 @@ def scatter(policies: Sequence[PolicyOutcomes]) -> str:
 
 
 def evaluate_policies(runs: Mapping[str, Sequence[str]], without: Sequence[str] = ()) -> tuple[list[Figure], str]:
-    """name -> (simulator's run, imagined run[, judged run]). Figures, and the scatter plot."""
-    wrong = [name for name, paths in runs.items() if len(paths) not in (2, 3)]
+    """name -> (simulator's run, imagined run[, judged run, the same without a classifier]). Figures, and the plot."""
+    wrong = [name for name, paths in runs.items() if len(paths) not in (2, 4)]
     if wrong:
         raise ValueError(
-            f"policies should map a name to two or three runs, [simulator, imagined, judged], {wrong[0]} does not"
+            "policies should map a name to two runs, [simulator, imagined], or four, [..., env=judged with its "
+            f"classifier, env=judged without], {wrong[0]} does not"
         )
     policies = [read_policy(name, [Path(path) for path in paths]) for name, paths in runs.items()]
     return policy_figures(policies, without), scatter(policies)

@@ -117,7 +117,7 @@ def _video(folder: Path, clip: Clip, worlds: Mapping[str, Imagining], cache: Any
     joined = np.concatenate(columns, axis=2)
     count = min(len(joined), max(1, clip.steps // next(iter(worlds.values())).skip))
     joined = joined[:count].repeat(ENLARGE, axis=1).repeat(ENLARGE, axis=2)
-    write_mp4(path, joined, cache.fps / next(iter(worlds.values())).skip)
+    write_mp4(path, joined, max(1, round(cache.fps / next(iter(worlds.values())).skip)))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,12 @@ def test_the_command(cache: FrameCache, tmp_path: Path, monkeypatch: pytest.Monk
     for other, change in (("interactions", "clips.interactions=2"), ("steps", "steps=3")):
         with pytest.raises(ValueError, match=f"other {other}"):
             evaluate_world([*words, change])
+    copied = tmp_path / "copied"
+    shutil.copytree(cache.folder, copied)
+    with pytest.raises(ValueError, match="other data"):
+        evaluate_world([*words, f"clips.path={copied}"])
+    with pytest.raises(ValueError, match="against should name"):
+        evaluate_world([*words, "against=bse"])
     assert load_world(tmp_path / "base", "base", steps=3).sampling.steps == 3
 
 

@@ -43,14 +43,27 @@ def test_figures_by_hand(tmp_path: Path) -> None:
 
 def test_the_classifier_against_the_simulator(tmp_path: Path) -> None:
     runs = {}
-    for name, real, judged in (("a", "ffff", "fsff"), ("b", "ssff", "sfff"), ("c", "ssss", "ssss")):
-        sides = (real, real, judged)
+    for name, real, judged, coarse in (
+        ("a", "ffff", "fsff", "ffff"), ("b", "ssff", "sfff", "ssff"), ("c", "ssss", "fsss", "fsss"),
+    ):  # fmt: skip
+        sides = (real, real, judged, coarse)
         runs[name] = [str(run(tmp_path / f"{name}-{i}", side)) for i, side in enumerate(sides)]
     values = {figure.name: figure.value for figure in evaluate_policies(runs)[0]}
     assert values["policy_eval.agreement"] == 1
     assert values["policy_eval.judge.agreement"] == pytest.approx(10 / 12)
-    assert values["policy_eval.judge.missed"] == pytest.approx(1 / 6)
-    assert values["policy_eval.judge.false_success"] == pytest.approx(1 / 6)
+    assert values["policy_eval.judge.missed"] == pytest.approx(1 / 5)  # c's first episode fails at this detail
+    assert values["policy_eval.judge.false_success"] == pytest.approx(1 / 7)
+    assert values["policy_eval.coarse.success"] == pytest.approx(5 / 12)
+
+
+def test_policies_are_compared_on_the_episodes_that_all_finished(tmp_path: Path) -> None:
+    runs = {}
+    for name, real, seen in (("a", "ffff", "ffff"), ("b", "sfff", "fsff"), ("c", "esss", "ssff")):
+        runs[name] = [str(run(tmp_path / f"{name}-{i}", side)) for i, side in enumerate((real, seen))]
+    runs["d"] = [str(run(tmp_path / f"d-{i}", "fssf")) for i in range(2)]
+    figures = {figure.name: figure for figure in evaluate_policies(runs)[0]}
+    assert "3 episodes each" in figures["policy_eval.pearson"].note
+    assert figures["policy_eval.agreement"].value == pytest.approx((1 + 2 / 3 + 1 / 3 + 1) / 4)
 
 
 def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
@@ -60,5 +73,13 @@ def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
         read_policy("p", [run(tmp_path / "c", "e"), run(tmp_path / "d", "s")])
     with pytest.raises(ValueError, match="at least three"):
         policy_figures([])
-    with pytest.raises(ValueError, match="two or three runs"):
+    with pytest.raises(ValueError, match="two runs"):
         evaluate_policies({"p": ["a"]})
+    runs = {name: [str(run(tmp_path / f"{name}{i}", "sf")) for i in range(2)] for name in "abc"}
+    with pytest.raises(ValueError, match="without should name policies"):
+        evaluate_policies(runs, ["expret"])
+    late = run(tmp_path / "late", "esf")
+    late_world = run(tmp_path / "late_world", "esf")
+    early = [str(run(tmp_path / f"early{i}", "s")) for i in range(2)]
+    with pytest.raises(ValueError, match="share no finished episode"):
+        evaluate_policies({"a": early, "b": early, "c": [str(late), str(late_world)]})

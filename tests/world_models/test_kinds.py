@@ -54,6 +54,33 @@ def test_svd_sized_model_trains_tiny_and_random() -> None:
     torch.testing.assert_close(again.space.encode(batch), model.space.encode(batch))
 
 
+def test_what_is_dropped_in_training_is_what_guidance_asks_for() -> None:
+    """Guidance leaves action and current frame out at once; without it that case is not drawn, nor in validation."""
+    shares = {}
+    for guidance in ([1.0, 1.0], [1.0, 2.0]):
+        model = tiny_nano(world={"action_width": 32, "condition_dropout": 0.2, "guidance": guidance})
+        latents, actions, _ = model.read(tiny_batch(model, count=1))
+        context = torch.randn_like(latents[:, : model.memory.context])
+        many = [value.repeat(600, *[1] * (value.ndim - 1)) for value in (context, actions)]
+        for training in (True, False):
+            found = model.condition(*many, training=training)
+            gone = [(value.flatten(1) == 0).all(1) for value in (found.tokens, found.current)]
+            shares[guidance[1], training] = float((gone[0] & gone[1]).float().mean())
+    assert shares[1.0, True] == pytest.approx(0.04, abs=0.02)
+    assert shares[2.0, True] == pytest.approx(0.04 + 0.2 * 0.96, abs=0.05)
+    assert shares[1.0, False] == shares[2.0, False] == 0
+
+
+def test_held_out_loss_is_of_clean_histories() -> None:
+    """The same weights and noise give the same loss, whatever noise training puts on the history."""
+    losses = []
+    for noise in (0.0, 2.0):
+        model = tiny_nano(world={"action_width": 32, "history_noise": noise}).eval()
+        torch.manual_seed(1)
+        losses.append(float(model.training_step(tiny_batch(model))[0]))
+    assert losses[0] == losses[1]
+
+
 def test_the_licence_comes_before_the_weights() -> None:
     with pytest.raises(ValueError, match="Stability AI Community License"):
         PersistSVD()

@@ -70,6 +70,8 @@ def test_memory_of_training_and_rollout_agree():
     memory = MemoryConfig()
     buffer = memory.buffer_offsets()
     assert [buffer[i] for i in memory.positions(len(buffer))] == memory.training_offsets()[: memory.context]
+    for skip in range(1, 11):  # as data rendered at every `skip`-th step asks
+        assert all(offset % skip == 0 for offset in MemoryConfig(skip=skip).training_offsets())
 
 
 STATISTICS = {STATE: {"q01": [0.0] * 6 + [0.0, -0.04], "q99": [1.0] * 6 + [0.04, 0.0]}}

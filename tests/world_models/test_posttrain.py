@@ -20,6 +20,7 @@ from embodied.transforms import Pipeline
 from world_models.persist.adapters import LoraSettings
 from world_models.persist.posttrain import Posttrainer, Round, StopPosttrainingError, informative
 from world_models.persist.rewards import ImageScore
+from world_models.persist.settings import PosttrainConfig
 
 
 class Gap:
@@ -38,7 +39,7 @@ BASE = [
     "world_model.world.action_key=action", "world_model.memory.history=[0,-1]", "world_model.memory.chunk=2",
     "world_model.edm.steps=2",
 ]  # fmt: skip
-ROUND = "candidates:3,contexts:2,own:2,lengths:[1,2],steps:2,round:3,batch:4,old_rate:0.1"
+ROUND = "candidates:3,contexts:2,own:2,lengths:[1,2],steps:2,round:3,batch:3,old_rate:0.1"
 
 
 def base(cache: Path, run: Path, *more: str) -> Path:
@@ -92,6 +93,11 @@ def test_the_guard_stops_a_run_that_forgets(world_cache: Any, start: Path, tmp_p
     more = ["stage.lr=0.5", "stage.clip_norm=100", "stage.steps=60"]
     with pytest.raises(StopPosttrainingError, match="times the reference's"):
         posttrain(world_cache.folder, start, tmp_path / "run", *more, change=",watch:10,tolerance:0.2")
+
+
+def test_a_batch_is_of_whole_groups() -> None:
+    with pytest.raises(ValueError, match=r"multiple of posttrain.candidates \(16\)"):
+        PosttrainConfig(candidates=16, batch=4)
 
 
 def test_small_spread_is_warned_about() -> None:

@@ -45,6 +45,9 @@ def test_state_comparison_runs_and_goes_on(world_cache: Any, tmp_path: Path) -> 
         bench.run(lambda line: None)  # episodes of 40 frames are too short for the real list
     made = [list_steps(tmp_path / "seed0" / branch / "checkpoints") for branch in BRANCHES]
     assert all(made)
+    other = WorldStateBench(**{**bench.settings, "history_noise": 2.0})
+    with pytest.raises(ValueError, match="was trained with"):
+        other.run(lambda line: None)
     infos = [json.loads((steps[-1] / "config.json").read_text())["info"] for steps in made]
     assert infos[1]["cpu_seconds"] > 0
     assert infos[2]["step"] == infos[3]["step"] >= 1

@@ -1,6 +1,7 @@
 """A simulator with the world model's detail and the world model's judge: the controls of what policies do inside one.
 
-Without a judge, success there says what a policy loses by the images' detail alone; with one, how often that is right.
+Without a judge, success there says what a policy loses by the images' detail alone; beside it, with a judge, how often
+that is right.
 """
 
 from __future__ import annotations

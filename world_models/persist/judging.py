@@ -45,7 +45,9 @@ def load_judge(classifier: str, threshold: float, patience: int, device: str = "
     model = load_checkpoint(classifier, device).model
 
     def probability(images: Images, instruction: str) -> float:
-        batch: dict[str, Any] = {key: torch.from_numpy(np.array(value))[None] for key, value in images.items()}
+        batch: dict[str, Any] = {
+            key: torch.from_numpy(np.array(value))[None].to(device) for key, value in images.items()
+        }
         return float(model.probability({**batch, schema.TASK: [instruction]}))
 
     return Judge(probability, threshold, patience)

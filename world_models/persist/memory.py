@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-FIRST = -(10**9)  # an offset that windows clip to the episode's first frame
+# An offset that windows clip to the episode's first frame; a multiple of 1 to 16, as pictures rendered at every third
+# step, say, ask of offsets.
+FIRST = -720_720_000
 
 
 @dataclass

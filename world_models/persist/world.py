@@ -242,7 +242,7 @@ class PersistWorld(nn.Module):
 
             self._trainer = self._trainer or Posttrainer(self, self._windows)
             return self._trainer.step(batch)
-        loss_B, error_B = self.teacher_forced(*self.read(batch), training=True)
+        loss_B, error_B = self.teacher_forced(*self.read(batch), training=self.training)
         return loss_B.mean(), {"error": error_B.mean().detach()}
 
     # The model ----------------------------------------------------------------------------------------------------
@@ -264,8 +264,10 @@ class PersistWorld(nn.Module):
         frozen = torch.rand(count, device=device) < settings.history_dropout
         context = torch.where(expand(frozen, context), current[:, None].expand_as(context), context)
         past = self._noised(self.to_model(context, current))
-        drop = torch.rand(2, count, device=device) < settings.condition_dropout
-        return Condition(past, current, tokens).without(actions=drop[0], image=drop[1])
+        guided = any(weight != 1.0 for weight in settings.guidance)  # then both are left out at once when sampling
+        drop = torch.rand(3 if guided else 2, count, device=device) < settings.condition_dropout
+        both = drop[2] if guided else torch.zeros_like(drop[0])
+        return Condition(past, current, tokens).without(actions=drop[0] | both, image=drop[1] | both)
 
     def _noised(self, past: Tensor) -> Tensor:
         """History with noise of its own level a frame, rescaled (Ctrl-World); the current frame stays as it is."""
