@@ -37,7 +37,7 @@ class WorldStateBench:
         cache: str = "data/libero_demos",
         data: str = "libero_demos",
         seeds: Sequence[int] = (0, 1, 2),
-        base_steps: int = 12000,
+        base_steps: int = 36000,
         post_steps: int = 1500,
         more_steps: int | None = None,
         batch_size: int = 256,
