@@ -66,7 +66,7 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
     first = progress.step
     last = stage.steps if config.stop_after is None else min(stage.steps, first + config.stop_after)
     log = MetricsLog(job.run, config.log, first, accelerator.is_main_process)
-    guard, clock, means = Guard(config.max_bad_batches), Clock(), Means()
+    guard, clock, means = Guard(config.max_bad_batches), Clock(accelerator), Means()
     bar = _bar(job, first, log.main)
     module.train()
     for step in range(first, last):
@@ -90,7 +90,6 @@ def train(job: Job, accelerator: Accelerator) -> Progress:
         bar.update()
         if progress.step % config.log.every == 0 or progress.step == last:
             line = {**means.report(), **clock.report(), "lr": learning_rate(step, stage), "skipped": progress.skipped}
-            line["cpu_seconds"] = _sum_over_processes(line["cpu_seconds"], accelerator)
             progress.add_time(line)
             log.write(progress.step, line)
             bar.set_postfix(loss=line.get("loss", math.nan), samples_s=line["samples_per_second"], refresh=False)
@@ -121,10 +120,6 @@ def _backward(job: Job, module: Any, accelerator: Accelerator, clock: Clock) -> 
             loss, metrics = module(batch)
             accelerator.backward(loss / count)
     return batches, loss.detach(), metrics
-
-
-def _sum_over_processes(value: float, accelerator: Accelerator) -> float:
-    return float(accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="sum"))
 
 
 def _bar(job: Job, first: int, main: bool) -> tqdm:

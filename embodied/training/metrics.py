@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from embodied.io import append_line, read_lines, write_atomic
 from embodied.training.config import LogConfig
 
@@ -60,9 +62,11 @@ def _keep_until(path: Path, step: int) -> None:
 
 
 class Clock:
-    """Wall and CPU time since the last report, and the part of it spent waiting for data."""
+    """Wall and CPU time since the last report, and the part of it spent waiting for data. CPU time is summed over the
+    accelerator's processes, all of which report at the same steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
         self._start()
 
     def _start(self) -> None:
@@ -79,7 +83,8 @@ class Clock:
         """samples_per_second, data_wait_share, seconds and cpu_seconds since the last report; starts anew."""
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         result = {"samples_per_second": self.samples / elapsed, "data_wait_share": self.waited / elapsed}
-        result |= {"seconds": elapsed, "cpu_seconds": time.process_time() - self.cpu_started}
+        cpu = torch.tensor(time.process_time() - self.cpu_started, device=self.accelerator.device)
+        result |= {"seconds": elapsed, "cpu_seconds": float(self.accelerator.reduce(cpu, reduction="sum"))}
         self._start()
         return result
 
