@@ -88,9 +88,9 @@ class WorldStateBench:
         return runs
 
     def _command(self, seed: int, run: Path, words: Sequence[str], batch_size: int) -> None:
+        """Trains, or where the run is done compares its settings: other ones are refused."""
         from embodied.cli.train import run as train
 
-        """Trains, or where the run is done compares its settings: other ones are refused."""
         s = self.settings
         data = [f"data={s['data']}", f"data.sets.{s['data']}.path={s['cache']}", f"data.holdout={s['holdout']}"]
         if is_cache(Path(s["cache"])):

@@ -95,11 +95,9 @@ def ablation(config: AblationConfig) -> list[Difference]:
 def _bootstrap(a_SE: np.ndarray, b_SE: np.ndarray, tasks: Sequence[str], samples: int, seed: int) -> Interval:
     rng = np.random.default_rng(seed)
     names, index_E, count = np.unique(tasks, return_inverse=True, return_counts=True)
-    strata = [np.flatnonzero(index_E == task) for task in range(len(names)) if count[task] > 1]
-    shares = [1 / len(names)] * len(strata)
-    single = np.flatnonzero(count[index_E] == 1)
-    if len(single):
-        strata, shares = [*strata, single], [*shares, len(single) / len(names)]
+    stratum_E = np.where(count[index_E] == 1, len(names), index_E)
+    strata = [np.flatnonzero(stratum_E == stratum) for stratum in np.unique(stratum_E)]
+    shares = [len(np.unique(index_E[place])) / len(names) for place in strata]
     draws = np.empty(samples)
     for i in range(samples):
         a_E, b_E = (arm[rng.integers(len(arm), size=len(arm))].mean(0) for arm in (a_SE, b_SE))

@@ -146,8 +146,8 @@ class PRTS(nn.Module):
         value also leaves the acting to that checkpoint's head. ValueError for settings that what stays contradicts."""
         if earlier is not None:
             self._check_goes_on(earlier["method"])
-        if earlier is not None and self.stage == "value":
-            self.head = earlier["method"]["head"]
+            if self.stage == "value":
+                self.head = earlier["method"]["head"]
         if earlier is not None and earlier.get("fast") is not None:
             self.tokenizer = FastTokenizer.from_json(earlier["fast"])
             return

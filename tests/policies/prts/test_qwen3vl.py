@@ -165,20 +165,25 @@ def test_cached_prefix_equals_one_pass(nano, model):
         torch.testing.assert_close(got[:, 0], expected[:, i], atol=1e-5, rtol=0)
 
 
-def test_lora_trains_and_stores_adapters_only(nano, tmp_path):
+@pytest.fixture
+def lora(tmp_path) -> dict:
+    """Settings of adapters on a folder as the hub's are."""
     torch.manual_seed(0)
     pytest.importorskip("peft")
     Qwen3VLModel(Qwen3VLConfig(**ARCHITECTURE)).save_pretrained(tmp_path)
     save_byte_tokenizer(tmp_path)
-    settings = {"weights": str(tmp_path), "tuning": "lora", "lora_rank": 2, "image_size": 16, "dtype": "float32"}
-    model = PRTSQwen3VL(settings, nano.method)
+    return {"weights": str(tmp_path), "tuning": "lora", "lora_rank": 2, "image_size": 16, "dtype": "float32"}
+
+
+def test_lora_trains_and_stores_adapters_only(nano, lora):
+    model = PRTSQwen3VL(lora, nano.method)
     model.set_stage("pretrain")
     trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
     stored = model.state_dict()
     assert {name for name in stored if name.startswith("backbone.")} == {f"backbone.{name}" for name in trained}
-    other = PRTSQwen3VL(settings, nano.method)
+    other = PRTSQwen3VL(lora, nano.method)
     with torch.no_grad():
         for value in stored.values():
             value.add_(0.01)
@@ -188,13 +193,8 @@ def test_lora_trains_and_stores_adapters_only(nano, tmp_path):
         other.load_state_dict({key: value for key, value in stored.items() if "phi_token" not in key})
 
 
-def test_hub_weights_in_bfloat16_train_act_and_value_without_autocast(nano, tmp_path):
-    torch.manual_seed(0)
-    pytest.importorskip("peft")
-    Qwen3VLModel(Qwen3VLConfig(**ARCHITECTURE)).save_pretrained(tmp_path)
-    save_byte_tokenizer(tmp_path)
-    settings = {"weights": str(tmp_path), "tuning": "lora", "lora_rank": 2, "image_size": 16, "dtype": "bfloat16"}
-    model = PRTSQwen3VL(settings, nano.method)
+def test_hub_weights_in_bfloat16_train_act_and_value_without_autocast(nano, lora):
+    model = PRTSQwen3VL({**lora, "dtype": "bfloat16"}, nano.method)
     model.fit_tokenizer(nano.chunks(64).numpy())
     kinds = {name.rpartition("lora_")[1]: p.dtype for name, p in model.backbone.named_parameters()}
     assert kinds == {"": torch.bfloat16, "lora_": torch.float32}
