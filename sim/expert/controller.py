@@ -13,6 +13,8 @@ OPEN, HOLD, CLOSE = -1.0, 0.0, 1.0  # gripper actions; exactly 0 keeps the finge
 GAIN = 2.0
 TURN_CAP = 0.5  # largest rotation action
 NEAR, EXACT = 0.03, 0.01  # m: this close to the end of a move this exact the hand may touch
+CENTRED, CENTRING_STEPS = 0.005, 20  # m off the axis of the last way in; control steps to come onto it
+BESIDE = 0.02  # m before its end, from where it is too late for that
 STALL_STEPS, STALL_PROGRESS = 10, 0.001
 RAMP_STEPS, MAX_FINGER_STEPS = 8, 16
 LET_GO = 0.006  # m each finger opens before the hand retreats
@@ -92,7 +94,12 @@ class Arm:
         return np.r_[move, self.gripper].astype(np.float32)
 
     def move(
-        self, rotation: np.ndarray, position: np.ndarray, tolerance: Tolerance = FINE, limit: int = 150
+        self,
+        rotation: np.ndarray,
+        position: np.ndarray,
+        tolerance: Tolerance = FINE,
+        limit: int = 150,
+        near: float = NEAR,
     ) -> Generator[np.ndarray, None, bool]:
         """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps (at full speed:
         a slower pace has as many more)."""
@@ -110,8 +117,22 @@ class Arm:
             best = min(best, error)
             if stalled >= STALL_STEPS:
                 return False
-            yield self.toward(rotation, position, pace, tolerance.position <= EXACT and far < NEAR)
+            yield self.toward(rotation, position, pace, tolerance.position <= EXACT and far < near)
         return False
+
+    def move_in(self, rotation: np.ndarray, position: np.ndarray) -> Generator[np.ndarray, None, bool]:
+        """Goes to a pose along the hand's own axis, onto that axis first: fingers that come down beside it land on
+        what they should close around. Returns as `move` does."""
+        axis = rotation[:, 2]
+        for _ in range(CENTRING_STEPS):
+            now_rotation, now = self.scene.hand()
+            left = float((position - now) @ axis)
+            aside = float(np.linalg.norm(position - now - left * axis))
+            askew = float(np.linalg.norm(rotation_vector(rotation @ now_rotation.T)))
+            if left < BESIDE or (aside < CENTRED and askew < FINE.angle):
+                break
+            yield self.toward(rotation, position - left * axis)
+        return (yield from self.move(rotation, position, near=np.inf))
 
     def hold(self, steps: int) -> Iterator[np.ndarray]:
         """Keeps the present pose for some steps."""

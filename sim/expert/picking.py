@@ -220,7 +220,7 @@ class PickAndPlace:
         yield from arm.move(grasp.rotation, before, Tolerance(0.02, 0.1))
         if grasp.opening < scene.gripper.reach:
             yield from arm.half_open(grasp.opening)
-        yield from arm.move(grasp.rotation, grasp.position)
+        yield from arm.move_in(grasp.rotation, grasp.position)
         yield from arm.fingers(CLOSE)
         _, held = self.in_hand(*scene.hand())
         lift = scene.hand()[1] + np.array([0, 0, LIFT])

@@ -109,6 +109,27 @@ def test_only_the_end_of_an_exact_move_touches(env: BaseEnv) -> None:
     assert arm.touching
 
 
+def test_goes_in_along_the_axis_of_the_hand_and_touches_all_the_way(env: BaseEnv) -> None:
+    arm = Arm(Scene(env))
+    rotation, start = arm.scene.hand()
+    goal = start - np.array([0.02, -0.01, 0.06])
+    low_aside, touching = [], []
+
+    def watched() -> Iterator[np.ndarray]:
+        for action in arm.move_in(rotation, goal):
+            now = arm.scene.hand()[1]
+            if now[2] < goal[2] + 0.04:
+                low_aside.append(np.linalg.norm((now - goal)[:2]))
+            touching.append(arm.touching)
+            yield action
+
+    run(env, watched())
+    assert np.linalg.norm(arm.scene.hand()[1] - goal) < 0.006
+    assert max(low_aside) < 0.006
+    assert all(touching)
+    run(env, arm.move(rotation, start))
+
+
 def test_fingers_close_and_open(env: BaseEnv) -> None:
     arm = Arm(Scene(env))
     run(env, arm.fingers(CLOSE))
