@@ -102,7 +102,7 @@ class Arm:
         near: float = NEAR,
     ) -> Generator[np.ndarray, None, bool]:
         """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps (at full speed:
-        a slower pace has as many more)."""
+        a slower pace has as many more). near: m before its end, from where an exact one may touch."""
         best, stalled, last = np.inf, 0, np.full(3, np.inf)
         pace = self.pace * (self.contact if tolerance == FINE else 1.0)
         for _ in range(round(limit / pace)):
@@ -122,7 +122,7 @@ class Arm:
 
     def move_in(self, rotation: np.ndarray, position: np.ndarray) -> Generator[np.ndarray, None, bool]:
         """Goes to a pose along the hand's own axis, onto that axis first: fingers that come down beside it land on
-        what they should close around. Returns as `move` does."""
+        what they should close around. All of it may touch. Returns as `move` does."""
         axis = rotation[:, 2]
         for _ in range(CENTRING_STEPS):
             now_rotation, now = self.scene.hand()
