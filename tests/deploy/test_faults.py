@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace as Ns
 from typing import Any
@@ -31,6 +32,7 @@ from embodied.deploy.transports.mcap import read_bag
 
 TRIGGER = "std_srvs/srv/Trigger"
 MAX_AGE_S, POLICY_TIMEOUT_S, PERIOD_S = 1.0, 2.0, 0.05
+ATTEMPTS = 5
 CONTRACT = f"""
 name: arm
 rate_hz: 20
@@ -53,6 +55,7 @@ class Scene:
         self.bus = DdsBus("observer", self.domain)
         self.commands: list[np.ndarray] = []
         self.states: list[str] = []
+        self.reason = ""
         self.bus.subscribe("/action", "std_msgs/msg/Float64MultiArray", QosProfile.reliable, self._take)
         self.bus.subscribe("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", QosProfile.reliable, self._note)
         self.bus.start()
@@ -67,6 +70,9 @@ class Scene:
         script = Path(__file__).with_name("peer.py")
         return subprocess.Popen([sys.executable, str(script), kind, str(self.domain)], env=environment())
 
+    def signal(self, kind: str, number: signal.Signals) -> None:
+        self.peers[kind].send_signal(number)
+
     def restart(self, kind: str) -> None:
         self.peers[kind].wait()
         self.peers[kind] = self.peer(kind)
@@ -75,6 +81,7 @@ class Scene:
         self.commands.append(np.array(message.data))
 
     def _note(self, message: Any) -> None:
+        self.reason = message.status[0].message
         self.states.append({pair.key: pair.value for pair in message.status[0].values}["state"])
 
     def moving(self) -> bool:
@@ -146,19 +153,24 @@ def hold_after(ticks: list[dict[str, Any]], moment_ns: int) -> tuple[dict[str, A
 def test_every_part_that_dies_is_held_for_in_time(scene: Scene) -> None:
     moments: dict[str, int] = {}
 
-    def fault(name: str, do: Callable[[], None]) -> None:
-        scene.go()
-        moments[name] = time.monotonic_ns()
-        do()
-        assert until(scene.holds, 60), f"{name}: it should hold"
+    def fault(name: str, words: str, do: Callable[[], None], mend: Callable[[], None] = lambda: None) -> None:
+        """Again, when the machine stood still so long at that moment that the node held for everything's silence."""
+        for _ in range(ATTEMPTS):
+            scene.go()
+            moments[name] = time.monotonic_ns()
+            do()
+            assert until(scene.holds, 60), f"{name}: it should hold"
+            reason = scene.reason
+            mend()
+            if words in reason:
+                return
+        pytest.fail(f"{name}: held for another reason, {ATTEMPTS} times: {reason}")
 
-    fault("camera killed", scene.peers["camera"].kill)
-    scene.restart("camera")
-    fault("network cut", lambda: scene.peers["joints"].send_signal(signal.SIGSTOP))
-    scene.peers["joints"].send_signal(signal.SIGCONT)
-    fault("robot killed", scene.peers["joints"].kill)
-    scene.restart("joints")
-    fault("policy killed", lambda: os.kill(scene.policy_process(), signal.SIGKILL))
+    fault("camera killed", "/camera", partial(scene.signal, "camera", signal.SIGKILL), partial(scene.restart, "camera"))
+    cut, back = (partial(scene.signal, "joints", number) for number in (signal.SIGSTOP, signal.SIGCONT))
+    fault("network cut", "/joints", cut, back)
+    fault("robot killed", "/joints", partial(scene.signal, "joints", signal.SIGKILL), partial(scene.restart, "joints"))
+    fault("policy killed", "policy", lambda: os.kill(scene.policy_process(), signal.SIGKILL))
     scene.go()
     scene.node.send_signal(signal.SIGTERM)
     assert scene.node.wait(60) == 0, (scene.folder / "node.log").read_text()
