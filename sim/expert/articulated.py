@@ -14,7 +14,7 @@ from sim.expert.geometry import Cloud
 from sim.expert.goals import JointGoal, Predicate
 from sim.expert.grasps import Grasp, Obstacles, Search, blocked, down, plan_grasps, principal_yaws
 from sim.expert.kinematics import TILTS, Reach, tilted
-from sim.expert.motion import hand_below, travel
+from sim.expert.motion import hand_below, reach_in, travel
 from sim.expert.picking import spread
 
 if TYPE_CHECKING:
@@ -127,13 +127,8 @@ class Articulated:
             self.expert.note("no feasible grasp of the moving part")
             return False
         arm, scene = self.arm, self.scene
-        before = grasp.position - BACK * grasp.rotation[:, 2]
         arm.gripper = OPEN
-        yield from travel(arm, grasp.rotation, before, hand_below(scene.gripper, grasp.rotation), 0.08)
-        yield from arm.move(grasp.rotation, before, Tolerance(0.015, 0.08))
-        if grasp.opening < scene.gripper.reach:
-            yield from arm.half_open(grasp.opening)
-        arrived = yield from arm.move(grasp.rotation, grasp.position)
+        arrived = yield from reach_in(arm, grasp, BACK, 0.08)
         yield from arm.fingers(CLOSE)
         self.expert.note(f"handle grasp {grasp.score:.2f} opening {grasp.opening:.3f} arrived {arrived}")
         yield from self.follow(goal, *scene.hand())

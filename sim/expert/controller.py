@@ -13,8 +13,7 @@ OPEN, HOLD, CLOSE = -1.0, 0.0, 1.0  # gripper actions; exactly 0 keeps the finge
 GAIN = 2.0
 TURN_CAP = 0.5  # largest rotation action
 NEAR, EXACT = 0.03, 0.01  # m: this close to the end of a move this exact the hand may touch
-CENTRED, CENTRING_STEPS = 0.005, 20  # m off the axis of the last way in; control steps to come onto it
-BESIDE = 0.02  # m before its end, from where it is too late for that
+LOOK_AHEAD = 0.03  # m on the straight line, from where it is nearest to the hand, that a move aims
 STALL_STEPS, STALL_PROGRESS = 10, 0.001
 RAMP_STEPS, MAX_FINGER_STEPS = 8, 16
 LET_GO = 0.006  # m each finger opens before the hand retreats
@@ -31,6 +30,7 @@ class Tolerance:
 
 FINE = Tolerance(0.006, 0.05)
 TRAVEL = Tolerance(0.025, 0.25)
+ALIGNED = Tolerance(0.007, 0.05, 0.004)  # before going in around an object, down between walls, in under a roof
 
 
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
@@ -70,6 +70,20 @@ def pose_action(
     return pace * np.r_[move, turn]
 
 
+class Line:
+    """A straight way between two points (3,). Aiming at its end corrects what pushes the hand aside only when near."""
+
+    def __init__(self, start: np.ndarray, end: np.ndarray) -> None:
+        self.end = end
+        self.direction = (end - start) / max(float(np.linalg.norm(end - start)), 1e-9)
+        self.step = LOOK_AHEAD / max(float(np.abs(self.direction).max()), 1e-9)
+
+    def ahead(self, position: np.ndarray) -> np.ndarray:
+        """Where to aim (3,) from a position (3,): LOOK_AHEAD on, along the axis that it mostly runs along."""
+        left = float((self.end - position) @ self.direction)
+        return self.end - max(left - self.step, 0.0) * self.direction
+
+
 class Arm:
     """Motions of the hand as generators of actions (7,): the simulator steps between two of them.
 
@@ -101,9 +115,11 @@ class Arm:
         limit: int = 150,
         near: float = NEAR,
     ) -> Generator[np.ndarray, None, bool]:
-        """Goes straight to a pose. Returns True when there, False when it stalled or took `limit` steps (at full speed:
-        a slower pace has as many more). near: m before its end, from where an exact one may touch."""
+        """Goes straight to a pose, back onto the line when pushed off it. Returns True when there, False when it
+        stalled or took `limit` steps (at full speed: a slower pace has as many more). near: m before its end, from
+        where an exact one may touch."""
         best, stalled, last = np.inf, 0, np.full(3, np.inf)
+        line = Line(self.scene.hand()[1], position)
         pace = self.pace * (self.contact if tolerance == FINE else 1.0)
         for _ in range(round(limit / pace)):
             now_rotation, now_position = self.scene.hand()
@@ -117,22 +133,8 @@ class Arm:
             best = min(best, error)
             if stalled >= STALL_STEPS:
                 return False
-            yield self.toward(rotation, position, pace, tolerance.position <= EXACT and far < near)
+            yield self.toward(rotation, line.ahead(now_position), pace, tolerance.position <= EXACT and far < near)
         return False
-
-    def move_in(self, rotation: np.ndarray, position: np.ndarray) -> Generator[np.ndarray, None, bool]:
-        """Goes to a pose along the hand's own axis, onto that axis first: fingers that come down beside it land on
-        what they should close around. All of it may touch. Returns as `move` does."""
-        axis = rotation[:, 2]
-        for _ in range(CENTRING_STEPS):
-            now_rotation, now = self.scene.hand()
-            left = float((position - now) @ axis)
-            aside = float(np.linalg.norm(position - now - left * axis))
-            askew = float(np.linalg.norm(rotation_vector(rotation @ now_rotation.T)))
-            if left < BESIDE or (aside < CENTRED and askew < FINE.angle):
-                break
-            yield self.toward(rotation, position - left * axis)
-        return (yield from self.move(rotation, position, near=np.inf))
 
     def hold(self, steps: int) -> Iterator[np.ndarray]:
         """Keeps the present pose for some steps."""

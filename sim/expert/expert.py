@@ -16,7 +16,7 @@ from sim.expert.goals import Predicate, Region, goals_of
 from sim.expert.picking import PickAndPlace
 from sim.expert.scene import Scene
 
-VERSION = "3"
+VERSION = "4"
 MAX_SETTLE = 20  # steps waited for things to come to rest before planning
 ARTICULATED = ("open", "close", "turnon", "turnoff")
 REST_SPEED = 0.02  # m/s or rad/s

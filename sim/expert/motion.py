@@ -6,8 +6,9 @@ from collections.abc import Generator
 
 import numpy as np
 
-from sim.expert.controller import TRAVEL, Arm, Tolerance
+from sim.expert.controller import ALIGNED, TRAVEL, Arm, Tolerance
 from sim.expert.geometry import GripperShape, vertical_span
+from sim.expert.grasps import Grasp
 from sim.expert.scene import Scene
 
 CLEARANCE = 0.02
@@ -54,6 +55,21 @@ def travel(
     over = np.array([position[0], position[1], safe])
     tolerance = TRAVEL if safe > position[2] + 0.03 else Tolerance(0.015, 0.12)
     return (yield from arm.move(rotation, over, tolerance))
+
+
+def reach_in(arm: Arm, grasp: Grasp, back: float, radius: float) -> Generator[np.ndarray, None, bool]:
+    """From above to `back` metres before a grasp, exactly onto the hand's axis there (fingers that come down beside it
+    land on what they should close around), and in, where all of the way may touch. Returns whether it arrived.
+
+    radius: of the hand as `travel` has it.
+    """
+    gripper = arm.scene.gripper
+    before = grasp.position - back * grasp.rotation[:, 2]
+    yield from travel(arm, grasp.rotation, before, hand_below(gripper, grasp.rotation), radius)
+    yield from arm.move(grasp.rotation, before, ALIGNED)
+    if grasp.opening < gripper.reach:
+        yield from arm.half_open(grasp.opening)
+    return (yield from arm.move(grasp.rotation, grasp.position, near=np.inf))
 
 
 def way_out(scene: Scene, load: np.ndarray, without: frozenset[int]) -> np.ndarray | None:

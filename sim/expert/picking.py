@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.expert.controller import CLOSE, OPEN, Tolerance
+from sim.expert.controller import ALIGNED, CLOSE, OPEN, Tolerance
 from sim.expert.geometry import slab_boxes
 from sim.expert.goals import Predicate
 from sim.expert.grasps import Grasp, Obstacles, Search, plan_grasps
 from sim.expert.imagination import imagined
 from sim.expert.kinematics import FAR_LEANS, HALF_TURN, LEANS, Reach, leaning
-from sim.expert.motion import corridor_height, hand_below, travel, way_out
+from sim.expert.motion import corridor_height, reach_in, travel, way_out
 from sim.expert.placing import ABOVE, DROPS, INSERT_WAY, Place, Spot, by_rotation, find_insert, find_place, find_spots
 
 if TYPE_CHECKING:
     from sim.expert.expert import Expert
 
-ALIGNED = Tolerance(0.007, 0.05, 0.004)  # before going down between walls or in under a roof
 TOUCHING, FREE_STEPS = 0.004, 10  # m from an open finger; control steps
 CARRIED_SLABS = 6
 NEAR = 0.25  # m: obstacles this close to the object or place matter to the hand
@@ -215,12 +214,7 @@ class PickAndPlace:
         """Approach, close, lift a little. Returns whether the object came along."""
         arm, scene = self.arm, self.scene
         arm.gripper = OPEN
-        before = grasp.position - BACK * grasp.rotation[:, 2]
-        yield from travel(arm, grasp.rotation, before, hand_below(scene.gripper, grasp.rotation), 0.06)
-        yield from arm.move(grasp.rotation, before, Tolerance(0.02, 0.1))
-        if grasp.opening < scene.gripper.reach:
-            yield from arm.half_open(grasp.opening)
-        yield from arm.move_in(grasp.rotation, grasp.position)
+        yield from reach_in(arm, grasp, BACK, 0.06)
         yield from arm.fingers(CLOSE)
         _, held = self.in_hand(*scene.hand())
         lift = scene.hand()[1] + np.array([0, 0, LIFT])
@@ -266,7 +260,7 @@ class PickAndPlace:
         if plan.spot.threads:
             yield from self.thread(plan)
         else:
-            yield from arm.move(plan.rotation, plan.position)
+            yield from arm.move(plan.rotation, plan.position, near=np.inf)
         yield from arm.fingers(OPEN)
         yield from self.come_free()
         yield from self.retreat(plan)

@@ -8,8 +8,22 @@ import numpy as np
 import pytest
 
 from sim.base_env import BaseEnv
-from sim.expert.controller import CLOSE, FINE, OPEN, TRAVEL, Arm, Tolerance, pose_action, rotation_vector, turned
+from sim.expert.controller import (
+    CLOSE,
+    FINE,
+    LOOK_AHEAD,
+    OPEN,
+    TRAVEL,
+    Arm,
+    Line,
+    Tolerance,
+    pose_action,
+    rotation_vector,
+    turned,
+)
+from sim.expert.grasps import Grasp
 from sim.expert.kinematics import Reach
+from sim.expert.motion import reach_in
 from sim.expert.scene import Scene
 from sim.make import make_env
 
@@ -109,24 +123,60 @@ def test_only_the_end_of_an_exact_move_touches(env: BaseEnv) -> None:
     assert arm.touching
 
 
-def test_goes_in_along_the_axis_of_the_hand_and_touches_all_the_way(env: BaseEnv) -> None:
-    arm = Arm(Scene(env))
-    rotation, start = arm.scene.hand()
-    goal = start - np.array([0.02, -0.01, 0.06])
-    low_aside, touching = [], []
+@pytest.mark.parametrize(
+    ("at", "aim"),
+    [
+        ((0.1, 0.02, 0.0), (0.13, 0.0, 0.0)),  # ahead of the nearest point of the line
+        ((-0.1, 0.05, 0.02), (-0.07, 0.0, 0.0)),
+        ((0.28, 0.01, 0.0), (0.3, 0.0, 0.0)),  # its end, not beyond it
+        ((0.4, 0.01, 0.0), (0.3, 0.0, 0.0)),
+    ],
+)
+def test_aims_ahead_on_the_line(at: tuple[float, ...], aim: tuple[float, ...]) -> None:
+    line = Line(np.zeros(3), np.array([0.3, 0.0, 0.0]))
+    assert line.ahead(np.array(at)) == pytest.approx(aim)
+
+
+def test_on_a_diagonal_the_axis_with_most_to_go_decides_how_far_ahead() -> None:
+    line = Line(np.zeros(3), np.array([0.3, -0.3, 0.15]))
+    assert line.ahead(np.zeros(3)) == pytest.approx([LOOK_AHEAD, -LOOK_AHEAD, LOOK_AHEAD / 2])
+    assert Line(np.ones(3), np.ones(3)).ahead(np.zeros(3)) == pytest.approx(np.ones(3))  # no way at all
+
+
+def pushed(env: BaseEnv, arm: Arm, motion: Iterator[np.ndarray], push: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Executes a motion with `push` (3,) added to each action that may not touch; where the hand was (N, 3) before each
+    action, and which of them might touch (N,)."""
+    way, touching = [], []
 
     def watched() -> Iterator[np.ndarray]:
-        for action in arm.move_in(rotation, goal):
-            now = arm.scene.hand()[1]
-            if now[2] < goal[2] + 0.04:
-                low_aside.append(np.linalg.norm((now - goal)[:2]))
+        for action in motion:
+            way.append(arm.scene.hand()[1])
             touching.append(arm.touching)
-            yield action
+            yield np.clip(action + (0.0 if arm.touching else 1.0) * np.r_[push, np.zeros(4)], -1, 1)
 
     run(env, watched())
-    assert np.linalg.norm(arm.scene.hand()[1] - goal) < 0.006
-    assert max(low_aside) < 0.006
-    assert all(touching)
+    return np.array(way), np.array(touching)
+
+
+def test_comes_back_to_its_line_long_before_the_end(env: BaseEnv) -> None:
+    arm = Arm(Scene(env))
+    rotation, start = arm.scene.hand()
+    way, _ = pushed(env, arm, arm.move(rotation, start + np.array([0, 0.3, 0]), TRAVEL), np.array([0.0, 0.0, 0.4]))
+    assert 0.005 < (way[:, 2] - start[2]).max() < 0.02  # 4.7 cm when it aims at the end
+    run(env, arm.move(rotation, start))
+
+
+def test_comes_onto_the_axis_of_a_grasp_before_it_goes_in_and_may_touch_from_there(env: BaseEnv) -> None:
+    arm = Arm(Scene(env))
+    rotation, start = arm.scene.hand()
+    grasp = Grasp(rotation, start - np.array([0.05, -0.03, 0.06]), 0.02, 1.0, arm.scene.gripper.reach)
+    way, touching = pushed(env, arm, reach_in(arm, grasp, 0.06, 0.02), np.array([0.8, 0.8, 0.0]))
+    assert np.linalg.norm(arm.scene.hand()[1] - grasp.position) < 0.006
+    low = way[:, 2] < grasp.position[2] + 0.055  # the way in
+    assert low.any()
+    assert touching[low].all()
+    assert np.linalg.norm((way - grasp.position)[low, :2], axis=1).max() < 0.012  # 2.2 cm with a coarser start
+    assert not touching[:5].any()
     run(env, arm.move(rotation, start))
 
 
