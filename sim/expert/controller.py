@@ -89,7 +89,7 @@ class Arm:
 
     `return` values (via `yield from`) tell whether the motion arrived. pace: share of full speed, in (0, 1]; contact:
     of that, in the last move to a grasp or a placement (tolerance FINE). touching: whether the action given last may
-    touch: all but moves through free space, up to NEAR the end of exact ones.
+    touch: all but moves through free space, up to where they come near the end of exact ones.
     """
 
     def __init__(self, scene: Scene, pace: float = 1.0, contact: float = 1.0) -> None:
