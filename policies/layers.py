@@ -1,7 +1,8 @@
-"""What the small policies read with: keypoints of frozen feature maps, the words of the instruction, the state.
+"""What the small policies read with: keypoints of frozen feature maps, the words of the instruction, the state, and the
+blocks that bring these together.
 
 Shapes: B batch, C channels, h w rows and columns of a map, P Q cells of the fine and the coarse map, H hidden channels,
-K keypoints, L language features, D width, S state numbers; U distinct instructions, E word features.
+K keypoints, L language features, D width, T tokens, S state numbers; U distinct instructions, E word features.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from embodied.attention import attend
 from embodied.language import LanguageTower
 
 FEATURE_SCALE = 1 / 8  # the tower's maps have a standard deviation of about 8 on LIBERO's images
@@ -163,3 +165,37 @@ class StateEncoder(nn.Module):
         with torch.autocast(state_BS.device.type, enabled=False):  # bfloat16 rounds positions to millimetres
             phase = (state_BS[:, :STATE_POSITION, None].float() * self.frequency).flatten(1)
             return self.net(torch.cat([state_BS.float(), phase.sin(), phase.cos()], dim=-1))
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and MLP over tokens (B, T, D)."""
+
+    def __init__(self, width: int, heads: int, ratio: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.drop = heads, nn.Dropout(dropout)
+        self.norm = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x_BTD.shape
+        qkv = self.qkv(self.norm[0](x_BTD)).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = attend(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        x_BTD = x_BTD + self.drop(self.out(mixed))
+        return x_BTD + self.drop(self.mlp(self.norm[1](x_BTD)))
+
+
+class Trunk(nn.Module):
+    """T tokens (B, T, D) -> (B, T + 1, D): blocks over them and a learnt one, which gathers what they say together."""
+
+    def __init__(self, tokens: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.gather = nn.Parameter(torch.zeros(1, 1, width))
+        self.place = nn.Parameter(torch.randn(1, tokens + 1, width) * 0.02)
+        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        gather_B1D = self.gather.expand(len(x_BTD), 1, -1)
+        return self.blocks(torch.cat([x_BTD, gather_B1D], dim=1) + self.place)

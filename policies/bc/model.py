@@ -17,9 +17,8 @@ from embodied.language import LanguageTower
 from embodied.schema import ACTION, ACTION_DIM, IMAGE_KEYS, STATE, STATE_DIM, TASK
 from embodied.training.augment import StateNoise
 from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
-from policies.bc.layers import Block
 from policies.camera_maps import CameraMaps
-from policies.layers import KeypointReader, LanguagePool, StateEncoder
+from policies.layers import Block, KeypointReader, LanguagePool, StateEncoder
 
 STATE_6D = STATE_DIM + 3  # axis-angle as six numbers
 POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)

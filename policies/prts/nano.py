@@ -3,7 +3,9 @@
 An image becomes a grid of patch tokens (each from the fine and coarse features of its patch) and keypoint tokens (where
 learnt features are, to a fraction of a patch); the state becomes one token; a word piece becomes one token. The action
 expert reads keypoints of its own under the instruction; VISION_STATE tokens must not know it, since phi sees them. With
-`direct` it reads words and state itself as well: a backbone that stands still may have lost what it needs of them.
+`direct` it reads words and state itself as well: a backbone that stands still may have lost what it needs of them. With
+`trunk` blocks of self-attention bring these tokens together before it reads them, as GR00T N1.5 does with its language
+model's (where the hand is and where the thing is are two tokens; what to do is in their difference).
 With `tune` EfficientNet is trained too, by every loss: the flow loss reaches it through the expert's keypoints.
 
 Shapes: B samples, N tokens of a block, U distinct instructions, T tokens of a row, D width, C channels, h w cells.
@@ -27,7 +29,7 @@ from embodied.schema import ACTION, IMAGE_KEYS, STATE, STATE_DIM, TASK
 from embodied.transforms import GripperLevels, Normalize, RotationTo6D, Transform
 from embodied.vision import TowerFeatures
 from policies.camera_maps import CameraMaps, Shape
-from policies.layers import FEATURE_SCALE, KeypointReader, LanguagePool, StateEncoder, distinct
+from policies.layers import FEATURE_SCALE, KeypointReader, LanguagePool, StateEncoder, Trunk, distinct
 from policies.prts.attention import ATTENTION, make_plan
 from policies.prts.backbone import Batch, Observed, Words
 from policies.prts.flow import Guide
@@ -42,8 +44,9 @@ POSITION_AND_GRIPPER = (0, 1, 2, 6, 7)
 class NanoConfig:
     """Sizes. grid: patch tokens along the side of each camera's image; keypoints: learnt features of a camera whose
     places are read, by the backbone and, under the instruction, by the action expert (mix: see KeypointReader).
-    direct: the action expert reads the instruction's words and the state itself too. dropout: of whole channels of the
-    image features, in training. tune, shift, colour: see CameraMaps; codec: see ChunkPolicy."""
+    direct: the action expert reads the instruction's words and the state itself too; trunk: blocks of self-attention,
+    of trunk_heads heads each, over all that it reads itself (0: none). dropout: of whole channels of the image
+    features, in training. tune, shift, colour: see CameraMaps; codec: see ChunkPolicy."""
 
     width: int = 192
     layers: int = 4
@@ -55,6 +58,8 @@ class NanoConfig:
     hidden: int = 64
     mix: int = 0
     direct: bool = False
+    trunk: int = 0
+    trunk_heads: int = 4
     image_size: int = 128
     dropout: float = 0.0
     tune: bool = False
@@ -160,6 +165,14 @@ def _qwen3(config: NanoConfig) -> Qwen3Config:
     return Qwen3Config(**settings)
 
 
+def _trunk(config: NanoConfig) -> Trunk:
+    if not config.direct or config.trunk < 0 or config.width % config.trunk_heads:
+        raise ValueError(
+            f"trunk should be a number of blocks, beside direct: true, and trunk_heads divide width, got {config}"
+        )
+    return Trunk(2 * len(IMAGE_KEYS) + 2, config.width, config.trunk, config.trunk_heads)
+
+
 class PRTSNano(PRTS):
     """`policy=prts_nano`: a TrainableModel and a ChunkModel."""
 
@@ -179,6 +192,8 @@ class PRTSNano(PRTS):
         if nano.direct:
             self.direct["words"] = LanguagePool(WORD_WIDTH, nano.width)
             self.direct["state"] = StateEncoder(STATE_6D, nano.width)
+        if nano.trunk:
+            self.direct["trunk"] = _trunk(nano)
         self.image_size, self.image_keys, self.codec = nano.image_size, IMAGE_KEYS, nano.codec
         self.frozen = (nano.vision, nano.language)
 
@@ -220,14 +235,15 @@ class PRTSNano(PRTS):
 
     def look_again(self, batch: Batch, instruction_BD: Tensor) -> Tensor:
         """Keypoint tokens of both cameras (B, 4, D) under what the backbone made of the instruction; with `direct` (B,
-        6, D): under the words as the expert reads them, then these and the state."""
+        6, D): under the words as the expert reads them, then the state and these; after the trunk (B, 7, D)."""
         more = []
         if self.direct:
             instruction_BD = self.direct["words"].read(self.language, batch[TASK])  # type: ignore[operator]
-            more = [instruction_BD[:, None], self.direct["state"](batch[STATE])[:, None]]
+            more = [self.direct["state"](batch[STATE])[:, None], instruction_BD[:, None]]
         maps = self._nano().vision(batch, instruction_BD.device)
         readers = zip(self.focus, IMAGE_KEYS, strict=True)
-        return torch.cat([*[reader(*maps[key], instruction_BD) for reader, key in readers], *more], dim=1)
+        seen_BND = torch.cat([*[reader(*maps[key], instruction_BD) for reader, key in readers], *more], dim=1)
+        return self.direct["trunk"](seen_BND) if "trunk" in self.direct else seen_BND
 
     def _nano(self) -> NanoBackbone:
         assert isinstance(self.backbone, NanoBackbone)

@@ -108,6 +108,26 @@ def test_a_direct_expert_reads_words_and_state_past_the_backbone(nano):
     assert not any(name.startswith("direct") for name, _ in plain.named_parameters())
 
 
+def test_a_trunk_lets_each_token_of_the_expert_know_the_others(nano):
+    torch.manual_seed(0)
+    made = nano.tiny().config()
+    model = PRTSNano({**made["backbone"], "trunk": 2}, made["method"])
+    model.language.table.update(nano.tiny().language.table)
+    batch, through = nano.batch_for(model, nano.five), torch.ones(5, model.backbone.width)
+    state = batch[STATE].requires_grad_()
+    tokens = model.look_again(batch, through)
+    assert tokens.shape == (5, 7, 32)
+    for token in range(7):
+        (moved,) = torch.autograd.grad(tokens[:, token].square().sum(), state, retain_graph=True)
+        assert moved.abs().sum() > 0
+    model.set_stage("posttrain")
+    model.training_step(nano.batch_for(model, nano.five))[0].backward()
+    assert all(p.grad is not None for p in model.direct.parameters())
+    for wrong in ({"direct": False}, {"trunk_heads": 3}, {"trunk": -1}):
+        with pytest.raises(ValueError, match="trunk should be"):
+            PRTSNano({**made["backbone"], "trunk": 2, **wrong}, made["method"])
+
+
 @torch.no_grad()
 def test_cached_sampling_equals_one_pass_over_what_was_sampled(nano):
     model = nano.tiny().eval()
