@@ -166,7 +166,7 @@ def _qwen3(config: NanoConfig) -> Qwen3Config:
 
 
 def _trunk(config: NanoConfig) -> Trunk:
-    if not config.direct or config.trunk < 0 or config.width % config.trunk_heads:
+    if not config.direct or config.trunk < 0 or config.trunk_heads < 1 or config.width % config.trunk_heads:
         raise ValueError(
             f"trunk should be a number of blocks, beside direct: true, and trunk_heads divide width, got {config}"
         )

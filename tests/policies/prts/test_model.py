@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from embodied.checkpoint import load_parts
 from embodied.schema import ACTION, IMAGE_KEYS, STATE, TASK
+from policies.bc.model import BehaviourCloning
 from policies.prts.layout import Role
 from policies.prts.model import ActionTokens
 from policies.prts.nano import PRTSNano
@@ -123,9 +126,27 @@ def test_a_trunk_lets_each_token_of_the_expert_know_the_others(nano):
     model.set_stage("posttrain")
     model.training_step(nano.batch_for(model, nano.five))[0].backward()
     assert all(p.grad is not None for p in model.direct.parameters())
-    for wrong in ({"direct": False}, {"trunk_heads": 3}, {"trunk": -1}):
+    for wrong in ({"direct": False}, {"trunk_heads": 3}, {"trunk_heads": 0}, {"trunk": -1}):
         with pytest.raises(ValueError, match="trunk should be"):
             PRTSNano({**made["backbone"], "trunk": 2, **wrong}, made["method"])
+
+
+@torch.no_grad()
+def test_an_expert_begun_as_behaviour_cloning_reads_what_that_read(nano, tmp_path):
+    """The trunk's last token, through BC's head, is BC's chunk."""
+    torch.manual_seed(0)
+    cloned = BehaviourCloning(width=32, depth=2, heads=4, hidden=8, keypoints=4, chunk=4).eval()
+    save_file(cloned.state_dict(), tmp_path / "bc.safetensors")
+    made = nano.tiny()
+    model = PRTSNano({**made.config()["backbone"], "trunk": 2}, made.config()["method"]).eval()
+    for policy in (model, cloned):
+        policy.language.table.update(made.language.table)
+    modules = {"readers": "focus", "words": "direct.words", "state": "direct.state"}
+    trunk = {"blocks": "direct.trunk.blocks", "place": "direct.trunk.place", "action": "direct.trunk.gather"}
+    load_parts(model, tmp_path / "bc.safetensors", modules | trunk)
+    batch = nano.batch_for(model, nano.five)
+    chunk = cloned.head(model.look_again(batch, torch.ones(5, 32))[:, -1]).unflatten(-1, (4, 7))
+    torch.testing.assert_close(chunk, cloned(batch), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
